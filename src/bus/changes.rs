@@ -21,7 +21,7 @@ use crate::{
         tree::{Id, Object, ObjectState, TOP, Tree},
         wire::{Marshaller, Value},
     },
-    view::{Change, Device, Filesystem, Pool, Stopped, View},
+    view::{Change, DeviceView, FilesystemView, PoolView, StoppedPoolsView, View},
 };
 
 /// A signal about one object. Its messages are made when they are sent: making those of ten
@@ -151,13 +151,13 @@ impl ChangeBuilder {
         self.removed.extend(self.tree.remove(id).map(Signal::Removed));
     }
 
-    fn remove_pool(&mut self, pool: &Pool) {
+    fn remove_pool(&mut self, pool: &PoolView) {
         pool.filesystems.keys().for_each(|uuid| self.remove(Id::Filesystem(pool.uuid, *uuid)));
         pool.devices.keys().for_each(|uuid| self.remove(Id::Device(pool.uuid, *uuid)));
         self.remove(Id::Pool(pool.uuid));
     }
 
-    fn add_pool(&mut self, pool: &Arc<Pool>) {
+    fn add_pool(&mut self, pool: &Arc<PoolView>) {
         let object = self.tree.add(ObjectState::Pool(Arc::clone(pool)));
         let path = Arc::clone(&object.path);
         self.added.push(Signal::Added(object));
@@ -165,17 +165,17 @@ impl ChangeBuilder {
         pool.devices.values().for_each(|device| self.add_device(pool, &path, device));
     }
 
-    fn add_filesystem(&mut self, pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) {
+    fn add_filesystem(&mut self, pool: &PoolView, path: &Arc<str>, filesystem: &Arc<FilesystemView>) {
         let object = self.tree.add(filesystem_state(pool, path, filesystem));
         self.added.push(Signal::Added(object));
     }
 
-    fn add_device(&mut self, pool: &Pool, path: &Arc<str>, device: &Arc<Device>) {
+    fn add_device(&mut self, pool: &PoolView, path: &Arc<str>, device: &Arc<DeviceView>) {
         let object = self.tree.add(device_state(pool, path, device));
         self.added.push(Signal::Added(object));
     }
 
-    fn change_pool(&mut self, before: &Arc<Pool>, after: &Arc<Pool>) {
+    fn change_pool(&mut self, before: &Arc<PoolView>, after: &Arc<PoolView>) {
         if Arc::ptr_eq(before, after) {
             return;
         }
@@ -220,7 +220,7 @@ impl ChangeBuilder {
     }
 }
 
-fn filesystem_state(pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) -> ObjectState {
+fn filesystem_state(pool: &PoolView, path: &Arc<str>, filesystem: &Arc<FilesystemView>) -> ObjectState {
     ObjectState::Filesystem(FilesystemObject {
         pool: pool.uuid,
         pool_name: pool.name.clone(),
@@ -229,7 +229,7 @@ fn filesystem_state(pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) 
     })
 }
 
-fn device_state(pool: &Pool, path: &Arc<str>, device: &Arc<Device>) -> ObjectState {
+fn device_state(pool: &PoolView, path: &Arc<str>, device: &Arc<DeviceView>) -> ObjectState {
     ObjectState::Device(DeviceObject { pool: pool.uuid, pool_path: Arc::clone(path), device: Arc::clone(device) })
 }
 
@@ -258,7 +258,7 @@ const STOPPED_TOLD_MAX: usize = 64;
 /// The differences of the top object. Its properties are lists of stopped pools, few of which have
 /// changed. Only those few are compared in the form that clients see.
 fn manager_differences(before: &View, after: &View) -> Vec<(&'static Row, Option<Value>)> {
-    let [mut only_before, mut only_after] = [Stopped::default(), Stopped::default()];
+    let [mut only_before, mut only_after] = [StoppedPoolsView::default(), StoppedPoolsView::default()];
     for difference in before.stopped.pools().diff(after.stopped.pools()) {
         match difference {
             DiffItem::Add(_, new) => only_after.insert(Arc::clone(new)),

@@ -9,7 +9,7 @@ use crate::{
     base::{ids::PoolUuid, name::Name, units::Sectors},
     bus::{names::INTERFACE_LEVEL, wire::Value},
     engine::encryption::BINDINGS_MAX,
-    view::{Device, Encryption, Filesystem, Pool, StoppedPool, Tier, View},
+    view::{DeviceTier, DeviceView, EncryptionView, FilesystemView, PoolView, StoppedPoolView, View},
 };
 
 /// The placeholder where there is no UUID.
@@ -25,7 +25,7 @@ pub struct FilesystemObject {
     /// The pool's object path.
     pub pool_path: Arc<str>,
     /// The filesystem.
-    pub filesystem: Arc<Filesystem>,
+    pub filesystem: Arc<FilesystemView>,
 }
 
 /// A block device, with the facts about its pool that its properties need.
@@ -36,7 +36,7 @@ pub struct DeviceObject {
     /// The pool's object path.
     pub pool_path: Arc<str>,
     /// The device.
-    pub device: Arc<Device>,
+    pub device: Arc<DeviceView>,
 }
 
 fn bytes(size: Sectors) -> String {
@@ -96,10 +96,10 @@ pub(super) fn stopped_pools_r8(view: &View) -> Value {
 
 fn pools(
     view: &View,
-    is_meant: fn(&StoppedPool) -> bool,
-    more: fn(&StoppedPool) -> Vec<(&'static str, Value)>,
+    is_meant: fn(&StoppedPoolView) -> bool,
+    more: fn(&StoppedPoolView) -> Vec<(&'static str, Value)>,
 ) -> Value {
-    let describe = |pool: &StoppedPool| {
+    let describe = |pool: &StoppedPoolView| {
         let devices = pool.devices.iter().map(|(node, uuid)| {
             Value::Dict(
                 "{ss}",
@@ -135,85 +135,85 @@ fn agreed(agreed: bool, information: Value) -> Value {
 // ---- pool ----
 
 /// `(bs)`: the key description in the lowest slot.
-fn lowest_key(encryption: &Encryption) -> Value {
+fn lowest_key(encryption: &EncryptionView) -> Value {
     let lowest = encryption.keys.iter().min_by_key(|(slot, _)| *slot);
     Value::optional_str(lowest.map(|(_, description)| description.clone()))
 }
 
 /// `(b(ss))`: pin and configuration in the lowest slot.
-fn lowest_clevis(encryption: &Encryption) -> Value {
+fn lowest_clevis(encryption: &EncryptionView) -> Value {
     let lowest = encryption.clevis.iter().min_by_key(|(slot, ..)| *slot);
     let (pin, configuration) = lowest.map(|(_, p, c)| (p.as_str(), c.as_str())).unwrap_or_default();
     Value::Struct(vec![Value::Bool(lowest.is_some()), Value::Struct(vec![Value::str(pin), Value::str(configuration)])])
 }
 
-static NOT_ENCRYPTED: Encryption =
-    Encryption { keys: Vec::new(), clevis: Vec::new(), keys_agree: true, clevis_agree: true };
+static NOT_ENCRYPTED: EncryptionView =
+    EncryptionView { keys: Vec::new(), clevis: Vec::new(), keys_agree: true, clevis_agree: true };
 
 /// `(b…)`: whether the devices agree, and the value on which they agree. If they do not agree, the
 /// value is the one that `tell` makes of an encryption without a binding.
-fn legacy(pool: &Pool, agree: fn(&Encryption) -> bool, tell: fn(&Encryption) -> Value) -> Value {
+fn legacy(pool: &PoolView, agree: fn(&EncryptionView) -> bool, tell: fn(&EncryptionView) -> Value) -> Value {
     let encryption = pool.encryption.as_ref().unwrap_or(&NOT_ENCRYPTED);
     let agree = agree(encryption);
     Value::Struct(vec![Value::Bool(agree), tell(if agree { encryption } else { &NOT_ENCRYPTED })])
 }
 
-pub(super) fn pool_uuid(pool: &Pool) -> Value {
+pub(super) fn pool_uuid(pool: &PoolView) -> Value {
     Value::str(pool.uuid.simple())
 }
 
-pub(super) fn pool_name(pool: &Pool) -> Value {
+pub(super) fn pool_name(pool: &PoolView) -> Value {
     Value::str(pool.name.as_str())
 }
 
-pub(super) fn encrypted(pool: &Pool) -> Value {
+pub(super) fn encrypted(pool: &PoolView) -> Value {
     Value::Bool(pool.encryption.is_some())
 }
 
-pub(super) fn available_actions(pool: &Pool) -> Value {
+pub(super) fn available_actions(pool: &PoolView) -> Value {
     Value::str(pool.availability.word())
 }
 
-pub(super) fn key_description(pool: &Pool) -> Value {
+pub(super) fn key_description(pool: &PoolView) -> Value {
     legacy(pool, |encryption| encryption.keys_agree, lowest_key)
 }
 
-pub(super) fn clevis_info(pool: &Pool) -> Value {
+pub(super) fn clevis_info(pool: &PoolView) -> Value {
     legacy(pool, |encryption| encryption.clevis_agree, lowest_clevis)
 }
 
-pub(super) fn has_cache(pool: &Pool) -> Value {
+pub(super) fn has_cache(pool: &PoolView) -> Value {
     Value::Bool(pool.has_cache)
 }
 
-pub(super) fn pool_total(pool: &Pool) -> Value {
+pub(super) fn pool_total(pool: &PoolView) -> Value {
     Value::str(bytes(pool.total))
 }
 
 /// The filler is `"0"` here, unlike in all other properties.
-pub(super) fn pool_used(pool: &Pool) -> Value {
+pub(super) fn pool_used(pool: &PoolView) -> Value {
     Value::Struct(vec![Value::Bool(pool.used.is_some()), Value::str(bytes(pool.used.unwrap_or_default()))])
 }
 
-pub(super) fn allocated(pool: &Pool) -> Value {
+pub(super) fn allocated(pool: &PoolView) -> Value {
     Value::str(bytes(pool.allocated))
 }
 
-pub(super) fn fs_limit(pool: &Pool) -> Value {
+pub(super) fn fs_limit(pool: &PoolView) -> Value {
     Value::U64(pool.fs_limit)
 }
 
-pub(super) fn overprovisioning(pool: &Pool) -> Value {
+pub(super) fn overprovisioning(pool: &PoolView) -> Value {
     Value::Bool(pool.overprovisioning)
 }
 
-pub(super) fn no_alloc_space(pool: &Pool) -> Value {
+pub(super) fn no_alloc_space(pool: &PoolView) -> Value {
     Value::Bool(pool.no_alloc_space)
 }
 
 /// A variant whose type shows the kind of pool: unencrypted, version 1 (no token slots) or version
 /// 2.
-fn bindings(pool: &Pool, legacy: fn(&Pool) -> Value, slots: fn(&Encryption) -> Value) -> Value {
+fn bindings(pool: &PoolView, legacy: fn(&PoolView) -> Value, slots: fn(&EncryptionView) -> Value) -> Value {
     Value::variant(match &pool.encryption {
         None => Value::str("Unencrypted"),
         Some(_) if pool.metadata_version == 1 => legacy(pool),
@@ -221,14 +221,14 @@ fn bindings(pool: &Pool, legacy: fn(&Pool) -> Value, slots: fn(&Encryption) -> V
     })
 }
 
-pub(super) fn key_descriptions(pool: &Pool) -> Value {
+pub(super) fn key_descriptions(pool: &PoolView) -> Value {
     bindings(pool, key_description, |encryption| {
         let slot = |(slot, key): &(u32, String)| Value::Struct(vec![Value::U32(*slot), Value::str(key.as_str())]);
         Value::Array("(us)", encryption.keys.iter().map(slot).collect())
     })
 }
 
-pub(super) fn clevis_infos(pool: &Pool) -> Value {
+pub(super) fn clevis_infos(pool: &PoolView) -> Value {
     bindings(pool, clevis_info, |encryption| {
         let slot = |(slot, pin, configuration): &(u32, String, String)| {
             let binding = Value::Struct(vec![Value::str(pin.as_str()), Value::str(configuration.as_str())]);
@@ -238,7 +238,7 @@ pub(super) fn clevis_infos(pool: &Pool) -> Value {
     })
 }
 
-pub(super) fn free_token_slots(pool: &Pool) -> Value {
+pub(super) fn free_token_slots(pool: &PoolView) -> Value {
     let free = match &pool.encryption {
         Some(encryption) if pool.metadata_version != 1 => {
             Some(BINDINGS_MAX.saturating_sub(encryption.keys.len() + encryption.clevis.len()) as u8)
@@ -248,15 +248,15 @@ pub(super) fn free_token_slots(pool: &Pool) -> Value {
     Value::Struct(vec![Value::Bool(free.is_some()), Value::Byte(free.unwrap_or(0))])
 }
 
-pub(super) fn volume_key_loaded(pool: &Pool) -> Value {
+pub(super) fn volume_key_loaded(pool: &PoolView) -> Value {
     Value::variant(Value::Bool(pool.volume_key_loaded))
 }
 
-pub(super) fn metadata_version(pool: &Pool) -> Value {
+pub(super) fn metadata_version(pool: &PoolView) -> Value {
     Value::U64(pool.metadata_version.into())
 }
 
-pub(super) fn last_reencrypted(pool: &Pool) -> Value {
+pub(super) fn last_reencrypted(pool: &PoolView) -> Value {
     Value::optional_str(pool.last_reencrypt.map(time))
 }
 
@@ -337,8 +337,8 @@ pub(super) fn device_pool(object: &DeviceObject) -> Value {
 
 pub(super) fn tier(object: &DeviceObject) -> Value {
     Value::U16(match object.device.tier {
-        Tier::Data => 0,
-        Tier::Cache => 1,
+        DeviceTier::Data => 0,
+        DeviceTier::Cache => 1,
     })
 }
 

@@ -14,7 +14,10 @@ use crate::{
         job::{Holder, Locks, ReportedProgram},
         properties,
     },
-    view::{Device, Filesystem, LeftAside, LeftOut, Pace, Pool, Stopped, StoppedPool, Tier, View, Work},
+    view::{
+        DeviceTier, DeviceView, FailedFilesystemView, FilesystemView, JobPace, LeftAsideView, PoolView,
+        ReencryptionJob, StoppedPoolView, StoppedPoolsView, View,
+    },
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
@@ -57,7 +60,7 @@ pub fn by_name(name: &str) -> Result<Report, NoSuchReport> {
 /// the time between changes.
 pub struct Composer {
     report: Report,
-    written: Vec<(Arc<Pool>, String)>,
+    written: Vec<(Arc<PoolView>, String)>,
 }
 
 impl Composer {
@@ -127,7 +130,7 @@ fn sectors(size: Option<Sectors>) -> String {
     or_not_set(size.map(|size| size.to_string()))
 }
 
-fn pool(pool: &Pool) -> String {
+fn pool(pool: &PoolView) -> String {
     #[derive(Serialize)]
     struct TierReports<'a> {
         cachedevs: Vec<DeviceReport<'a>>,
@@ -150,37 +153,36 @@ fn pool(pool: &Pool) -> String {
         work: Option<Value>,
     }
     let tier = |tier| pool.devices.values().filter(|device| device.tier == tier).map(|d| device(d)).collect();
-    let left_out =
-        |LeftOut { uuid, name, reason }: &LeftOut| json!({ "uuid": uuid.hyphenated(), "name": name, "reason": reason });
+    let failed = |FailedFilesystemView { uuid, name, reason }: &FailedFilesystemView| json!({ "uuid": uuid.hyphenated(), "name": name, "reason": reason });
     let report = PoolReport {
         available_actions: pool.availability.word(),
-        blockdevs: TierReports { cachedevs: tier(Tier::Cache), datadevs: tier(Tier::Data) },
+        blockdevs: TierReports { cachedevs: tier(DeviceTier::Cache), datadevs: tier(DeviceTier::Data) },
         filesystems: pool.filesystems.values().map(|f| filesystem(pool, f)).collect(),
-        filesystems_left_out: pool.left_out.iter().map(left_out).collect(),
+        filesystems_left_out: pool.failed_filesystems.iter().map(failed).collect(),
         fs_limit: pool.fs_limit,
         name: pool.name.as_str(),
         restriction: pool.restriction.as_deref(),
         uuid: pool.uuid.hyphenated(),
-        work: pool.work.as_ref().map(|under_way| work(under_way)),
+        work: pool.reencryption.as_ref().map(|running| job(running)),
     };
     serde_json::to_string(&report).expect("texts and numbers can always be written")
 }
 
 /// A job on all data of a pool. Unknown values are left out.
-fn work(work: &Work) -> Value {
-    let pace = work.pace();
+fn job(job: &ReencryptionJob) -> Value {
+    let pace = job.pace();
     let mut report =
-        json!({ "kind": work.word(), "since": properties::time(work.since.seconds), "bytes_done": pace.done });
+        json!({ "kind": job.word(), "since": properties::time(job.since.seconds), "bytes_done": pace.done });
     let total = Some(pace.total).filter(|total| *total > 0);
-    let pace = if work.halted.is_none() { pace } else { Pace::default() };
+    let pace = if job.error.is_none() { pace } else { JobPace::default() };
     let known = [("bytes_total", total), ("bytes_per_second", pace.per_second), ("seconds_left", pace.seconds_left)];
     for (name, value) in known {
         if let Some(value) = value {
             report[name] = value.into();
         }
     }
-    if let Some(why) = &work.halted {
-        report["halted"] = (**why).into();
+    if let Some(error) = &job.error {
+        report["error"] = (**error).into();
     }
     report
 }
@@ -198,7 +200,7 @@ struct FilesystemReport<'a> {
     uuid: String,
 }
 
-fn filesystem<'a>(pool: &Pool, filesystem: &'a Filesystem) -> FilesystemReport<'a> {
+fn filesystem<'a>(pool: &PoolView, filesystem: &'a FilesystemView) -> FilesystemReport<'a> {
     let is_altered = filesystem.name.former_link_in(&pool.name).is_some();
     FilesystemReport {
         link: is_altered.then(|| filesystem.name.link_in(&pool.name).to_string_lossy().into_owned()),
@@ -222,7 +224,7 @@ struct DeviceReport<'a> {
     uuid: String,
 }
 
-fn device(device: &Device) -> DeviceReport<'_> {
+fn device(device: &DeviceView) -> DeviceReport<'_> {
     let (logical, physical) = device.sector_bytes;
     DeviceReport {
         blksizes: format!("logical {logical} bytes, physical {physical} bytes"),
@@ -234,7 +236,7 @@ fn device(device: &Device) -> DeviceReport<'_> {
     }
 }
 
-fn stopped(stopped: &Stopped) -> Map<String, Value> {
+fn stopped(stopped: &StoppedPoolsView) -> Map<String, Value> {
     let list = |partial: bool| {
         stopped.pools().values().filter(move |pool| pool.partial == partial).map(|pool| stopped_pool(pool))
     };
@@ -270,7 +272,7 @@ fn stopped(stopped: &Stopped) -> Map<String, Value> {
 }
 
 /// An addition: devices with the signature of a pool, running or not, that the pool does not use.
-fn left_aside(pool: PoolUuid, device: &LeftAside) -> Value {
+fn left_aside(pool: PoolUuid, device: &LeftAsideView) -> Value {
     json!({
         "pool_uuid": pool.hyphenated(),
         "path": device.path.to_string_lossy(),
@@ -279,7 +281,7 @@ fn left_aside(pool: PoolUuid, device: &LeftAside) -> Value {
     })
 }
 
-fn stopped_pool(pool: &StoppedPool) -> Value {
+fn stopped_pool(pool: &StoppedPoolView) -> Value {
     let device = |(path, uuid): &(std::path::PathBuf, crate::base::ids::DevUuid)| json!({ "path": path.to_string_lossy(), "uuid": uuid.hyphenated() });
     let mut report = json!({
         "pool_uuid": pool.uuid.hyphenated(),

@@ -118,7 +118,7 @@ pub enum Filler {
 #[allow(missing_docs)]
 pub enum PropertySource<'a> {
     Manager(&'a view::View),
-    Pool(&'a view::Pool),
+    Pool(&'a view::PoolView),
     Filesystem(&'a FilesystemObject),
     Device(&'a DeviceObject),
 }

@@ -26,7 +26,7 @@ use crate::{
 #[allow(missing_docs)]
 pub enum Read {
     Manager(fn(&view::View) -> Value),
-    Pool(fn(&view::Pool) -> Value),
+    Pool(fn(&view::PoolView) -> Value),
     Filesystem(fn(&FilesystemObject) -> Value),
     Device(fn(&DeviceObject) -> Value),
 }

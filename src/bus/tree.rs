@@ -18,7 +18,7 @@ use crate::{
         properties::{DeviceObject, FilesystemObject},
         schema::{InterfaceKind, PropertySource},
     },
-    view::{Pool, View},
+    view::{PoolView, View},
 };
 
 /// Path of the object that has Manager and Report. All other objects lie directly below it.
@@ -37,7 +37,7 @@ pub enum Id {
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum ObjectState {
-    Pool(Arc<Pool>),
+    Pool(Arc<PoolView>),
     Filesystem(FilesystemObject),
     Device(DeviceObject),
 }

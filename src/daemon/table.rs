@@ -20,9 +20,9 @@ pub trait PoolEntry: Send + Sync + 'static {
     /// Its name.
     fn name(&self) -> &Name;
     /// The view of the pool that clients see.
-    fn view(&self) -> Arc<view::Pool>;
+    fn view(&self) -> Arc<view::PoolView>;
     /// The view of the pool, if it changed since the last call.
-    fn take_change(&mut self) -> Option<Arc<view::Pool>>;
+    fn take_change(&mut self) -> Option<Arc<view::PoolView>>;
     /// Allows no changes any more: a step that had the pool panicked, so memory and disk may
     /// disagree.
     fn restrict(&mut self);
@@ -37,11 +37,11 @@ impl PoolEntry for Pool {
         Pool::name(self)
     }
 
-    fn view(&self) -> Arc<view::Pool> {
+    fn view(&self) -> Arc<view::PoolView> {
         Pool::view(self)
     }
 
-    fn take_change(&mut self) -> Option<Arc<view::Pool>> {
+    fn take_change(&mut self) -> Option<Arc<view::PoolView>> {
         Pool::take_change(self)
     }
 

@@ -13,7 +13,7 @@ use crate::{
     },
     engine::{bda, encryption::EncryptionError, metadata, plan},
     platform::{self, luks::ReencryptionMode},
-    view::{Availability, Tier},
+    view::{Availability, DeviceTier},
 };
 
 /// Result of an engine operation.
@@ -79,7 +79,7 @@ pub enum Error {
     )]
     UnknownMember { path: PathBuf },
     #[error("{} is already in the {} tier of this pool; give another device", path.display(), tier_word(*.tier))]
-    InOtherTier { path: PathBuf, tier: Tier },
+    InOtherTier { path: PathBuf, tier: DeviceTier },
     #[error("{} holds {what}; wipe it if its contents are not needed", path.display())]
     Foreign { path: PathBuf, what: String },
     #[error("{} is in use by the system (mounted, or part of another device); release it first", path.display())]
@@ -382,10 +382,10 @@ fn work_word(work: ReencryptionMode) -> &'static str {
 }
 
 /// The word for a tier in messages.
-fn tier_word(tier: Tier) -> &'static str {
+fn tier_word(tier: DeviceTier) -> &'static str {
     match tier {
-        Tier::Data => "data",
-        Tier::Cache => "cache",
+        DeviceTier::Data => "data",
+        DeviceTier::Cache => "cache",
     }
 }
 

@@ -10,10 +10,7 @@ use crate::{
         error::{Error, Result},
         metadata::{
             IntegritySpec, MetadataVersion, PoolMetadata, Rest, StaticHeader,
-            pool::{
-                Backstore, BlockDev, BlockDevs, Cap, DeviceSegment, Feature, FlexDevs, Segment, ThinPoolDev,
-                Tier as TierRecord,
-            },
+            pool::{Backstore, BlockDev, BlockDevs, Cap, DeviceSegment, Feature, FlexDevs, Segment, ThinPoolDev, Tier},
         },
         plan::{
             alloc::{DeviceSpace, TierSpace},
@@ -21,7 +18,7 @@ use crate::{
             segments, sizes,
         },
     },
-    view::{Features, Tier},
+    view::{DeviceTier, FeaturesView},
 };
 
 /// The feature argument that makes writes fail when no data blocks are left.
@@ -37,10 +34,10 @@ pub(super) fn total(segments: &[Segment]) -> Sectors {
 
 impl PoolMetadata {
     /// Every device that the metadata names, with its tier, in pool order.
-    pub fn device_entries(&self) -> impl Iterator<Item = (Tier, &BlockDev)> {
-        let data = self.backstore.data_tier.blockdev.devs.iter().map(|entry| (Tier::Data, entry));
+    pub fn device_entries(&self) -> impl Iterator<Item = (DeviceTier, &BlockDev)> {
+        let data = self.backstore.data_tier.blockdev.devs.iter().map(|entry| (DeviceTier::Data, entry));
         let cache = self.backstore.cache_tier.iter().flat_map(|tier| &tier.blockdev.devs);
-        data.chain(cache.map(|entry| (Tier::Cache, entry)))
+        data.chain(cache.map(|entry| (DeviceTier::Cache, entry)))
     }
 
     /// Identifiers of the data devices, in pool order.
@@ -113,8 +110,8 @@ impl PoolMetadata {
     }
 
     /// The pool's features, for the view.
-    pub fn features_view(&self) -> Features {
-        Features {
+    pub fn features_view(&self) -> FeaturesView {
+        FeaturesView {
             encryption: self.features.contains(&Feature::Encryption),
             key_description: self.features.contains(&Feature::KeyDescriptionEnabled),
             clevis: self.features.contains(&Feature::ClevisEnabled),
@@ -266,7 +263,7 @@ impl PoolMetadata {
         let metadata = metadata.ok_or(Error::NoSpace { what: sizes::CACHE_METADATA })?;
         let blocks = spaces.take_all();
         sizes::check_cache(device_total(&blocks))?;
-        self.backstore.cache_tier = Some(TierRecord::new(BlockDevs::new(vec![blocks, metadata], devs), None));
+        self.backstore.cache_tier = Some(Tier::new(BlockDevs::new(vec![blocks, metadata], devs), None));
         Ok(())
     }
 
@@ -397,7 +394,7 @@ fn space(header: &StaticHeader, taken: impl IntoIterator<Item = Segment>) -> Res
 pub struct Draft<'a> {
     version: MetadataVersion,
     devices: &'a [NewDevice<'a>],
-    tier: TierRecord,
+    tier: Tier,
 }
 
 impl<'a> Draft<'a> {
@@ -408,7 +405,7 @@ impl<'a> Draft<'a> {
     pub fn new(version: MetadataVersion, integrity: IntegritySpec, devices: &'a [NewDevice<'a>]) -> Result<Draft<'a>> {
         let integrity_spec = (version == MetadataVersion::V2).then_some(integrity);
         let devs = devices.iter().map(|device| new_entry(device, integrity_spec.as_ref())).collect::<Result<_>>()?;
-        let tier = TierRecord::new(BlockDevs::new(vec![Vec::new()], devs), integrity_spec);
+        let tier = Tier::new(BlockDevs::new(vec![Vec::new()], devs), integrity_spec);
         Ok(Draft { version, devices, tier })
     }
 
@@ -504,7 +501,7 @@ pub(super) fn grant(
 }
 
 /// Takes space from the devices of a tier, in pool order and from the front of each.
-fn take_from_tier(tier: &mut TierRecord, headers: &[&StaticHeader], wanted: &[Sectors]) -> Result<()> {
+fn take_from_tier(tier: &mut Tier, headers: &[&StaticHeader], wanted: &[Sectors]) -> Result<()> {
     let devs = &mut tier.blockdev;
     let taken = devs.allocs.first().cloned().unwrap_or_default();
     let mut space_of = TierSpace::new([]);

@@ -108,7 +108,7 @@ impl Engine {
     }
 
     /// The pools that do not run, if that changed since this was last called.
-    pub fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
+    pub fn take_stopped_change(&self) -> Option<Arc<view::StoppedPoolsView>> {
         self.registry.lock().take_change()
     }
 

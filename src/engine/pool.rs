@@ -54,7 +54,7 @@ use crate::{
         thin_status::{self, PoolStatus},
     },
     platform::{DeviceNumber, Platform},
-    view::Tier,
+    view::DeviceTier,
 };
 
 /// A running pool.
@@ -162,9 +162,10 @@ impl Pool {
     // ---- devices and layers ----
 
     /// The member with this device number and its tier, if the pool has one.
-    pub(super) fn tier_of(&self, number: DeviceNumber) -> Option<(DevUuid, Tier)> {
+    pub(super) fn tier_of(&self, number: DeviceNumber) -> Option<(DevUuid, DeviceTier)> {
         let uuid = self.members.with_number(number)?;
-        let tier = if self.meta().data_devices().any(|data| data == uuid) { Tier::Data } else { Tier::Cache };
+        let tier =
+            if self.meta().data_devices().any(|data| data == uuid) { DeviceTier::Data } else { DeviceTier::Cache };
         Some((uuid, tier))
     }
 

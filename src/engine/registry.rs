@@ -146,7 +146,7 @@ impl Registry {
     }
 
     /// The devices of a pool that are left aside, with the reasons.
-    pub fn aside(&self, pool: PoolUuid) -> Vec<view::LeftAside> {
+    pub fn aside(&self, pool: PoolUuid) -> Vec<view::LeftAsideView> {
         self.entries.get(pool).map(Entry::aside).unwrap_or_default()
     }
 
@@ -406,7 +406,7 @@ impl Registry {
     }
 
     /// The stopped pools as clients see them, if that changed since the last call.
-    pub fn take_change(&mut self) -> Option<Arc<view::Stopped>> {
+    pub fn take_change(&mut self) -> Option<Arc<view::StoppedPoolsView>> {
         self.entries.take_change()
     }
 }

@@ -27,9 +27,9 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct View {
     /// Running pools.
-    pub pools: OrdMap<PoolUuid, Arc<Pool>>,
+    pub pools: OrdMap<PoolUuid, Arc<PoolView>>,
     /// Stopped pools.
-    pub stopped: Arc<Stopped>,
+    pub stopped: Arc<StoppedPoolsView>,
 }
 
 impl View {
@@ -70,7 +70,7 @@ impl Availability {
 
 /// How a pool can be unlocked, as shown to clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encryption {
+pub struct EncryptionView {
     /// Keyring bindings: token slot and key description.
     pub keys: Vec<(u32, String)>,
     /// Clevis bindings: token slot, pin and configuration.
@@ -83,7 +83,7 @@ pub struct Encryption {
 
 /// A running pool.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pool {
+pub struct PoolView {
     /// Its UUID.
     pub uuid: PoolUuid,
     /// Its name.
@@ -91,13 +91,13 @@ pub struct Pool {
     /// Metadata version, 1 or 2.
     pub metadata_version: u8,
     /// How it is encrypted; `None` if it is not.
-    pub encryption: Option<Encryption>,
+    pub encryption: Option<EncryptionView>,
     /// Whether the volume key is in the daemon's keyring.
     pub volume_key_loaded: bool,
     /// Seconds since 1970 of the last completed re-encryption.
     pub last_reencrypt: Option<u64>,
     /// Its re-encryption job, if there is one.
-    pub work: Option<Arc<Work>>,
+    pub reencryption: Option<Arc<ReencryptionJob>>,
     /// Its availability.
     pub availability: Availability,
     /// The reason of a restriction; `None` without one.
@@ -117,25 +117,25 @@ pub struct Pool {
     /// In use; `None` if the thin pool does not report it.
     pub used: Option<Sectors>,
     /// Its filesystems.
-    pub filesystems: OrdMap<FsUuid, Arc<Filesystem>>,
-    /// Its filesystems that could not be set up.
-    pub left_out: Arc<[LeftOut]>,
+    pub filesystems: OrdMap<FsUuid, Arc<FilesystemView>>,
+    /// Its recorded filesystems that could not be set up.
+    pub failed_filesystems: Arc<[FailedFilesystemView]>,
     /// Its block devices, data and cache.
-    pub devices: OrdMap<DevUuid, Arc<Device>>,
+    pub devices: OrdMap<DevUuid, Arc<DeviceView>>,
 }
 
 #[cfg(test)]
-impl Pool {
+impl PoolView {
     /// An empty pool, for tests.
-    pub fn bare(uuid: PoolUuid, name: Name) -> Pool {
-        Pool {
+    pub fn bare(uuid: PoolUuid, name: Name) -> PoolView {
+        PoolView {
             uuid,
             name,
             metadata_version: 2,
             encryption: None,
             volume_key_loaded: false,
             last_reencrypt: None,
-            work: None,
+            reencryption: None,
             restriction: None,
             availability: Availability::Full,
             has_cache: false,
@@ -146,7 +146,7 @@ impl Pool {
             allocated: Sectors::ZERO,
             used: None,
             filesystems: OrdMap::new(),
-            left_out: Arc::default(),
+            failed_filesystems: Arc::default(),
             devices: OrdMap::new(),
         }
     }
@@ -155,13 +155,13 @@ impl Pool {
 /// A re-encryption job. Its progress is the only value of the view that changes by itself: reports
 /// show it, signals do not.
 #[derive(Debug)]
-pub struct Work {
+pub struct ReencryptionJob {
     /// The kind of the job.
     pub kind: luks::ReencryptionMode,
     /// When it started.
     pub since: Timestamp,
-    /// Why the job has stopped, as a sentence; `None` while it runs or resumes by itself.
-    pub halted: Option<Arc<str>>,
+    /// The error that has stopped the job, as a sentence; `None` while it runs or resumes by itself.
+    pub error: Option<Arc<str>>,
     /// Bytes processed.
     done: AtomicU64,
     /// Total bytes; 0: no progress has been recorded yet.
@@ -176,7 +176,7 @@ pub struct Work {
 
 /// Progress and speed of a re-encryption job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pace {
+pub struct JobPace {
     /// Bytes processed.
     pub done: u64,
     /// Total bytes; 0: not known yet.
@@ -187,20 +187,20 @@ pub struct Pace {
     pub seconds_left: Option<u64>,
 }
 
-impl Work {
+impl ReencryptionJob {
     /// A job that starts now.
-    pub fn new(kind: luks::ReencryptionMode, since: Timestamp) -> Work {
+    pub fn new(kind: luks::ReencryptionMode, since: Timestamp) -> ReencryptionJob {
         let [done, total, first_done, first_ms, last_ms] = Default::default();
-        Work { kind, since, halted: None, done, total, first_done, first_ms, last_ms }
+        ReencryptionJob { kind, since, error: None, done, total, first_done, first_ms, last_ms }
     }
 
-    /// The same job, stopped with this reason.
-    pub fn halted(&self, why: impl Into<Arc<str>>) -> Work {
+    /// The same job, stopped by this error.
+    pub fn stopped_by(&self, error: impl Into<Arc<str>>) -> ReencryptionJob {
         let copy = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
-        Work {
+        ReencryptionJob {
             kind: self.kind,
             since: self.since,
-            halted: Some(why.into()),
+            error: Some(error.into()),
             done: copy(&self.done),
             total: copy(&self.total),
             first_done: copy(&self.first_done),
@@ -231,7 +231,7 @@ impl Work {
     }
 
     /// Progress and speed.
-    pub fn pace(&self) -> Pace {
+    pub fn pace(&self) -> JobPace {
         let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let (done, total) = (read(&self.done), read(&self.total));
         let moved = u128::from(done.saturating_sub(read(&self.first_done)));
@@ -241,21 +241,21 @@ impl Work {
         let seconds_left = per_second.map(|rate| left.div_ceil(rate));
         let [per_second, seconds_left] =
             [per_second, seconds_left].map(|value| value.map(|value| u64::try_from(value).unwrap_or(u64::MAX)));
-        Pace { done, total, per_second, seconds_left }
+        JobPace { done, total, per_second, seconds_left }
     }
 }
 
 /// Compares jobs without their progress.
-impl PartialEq for Work {
-    fn eq(&self, other: &Work) -> bool {
-        (self.kind, self.since, &self.halted) == (other.kind, other.since, &other.halted)
+impl PartialEq for ReencryptionJob {
+    fn eq(&self, other: &ReencryptionJob) -> bool {
+        (self.kind, self.since, &self.error) == (other.kind, other.since, &other.error)
     }
 }
 
 /// A filesystem that is recorded but could not be set up. It has no D-Bus object: no operation is
 /// possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct FailedFilesystemView {
     /// Its UUID.
     pub uuid: FsUuid,
     /// Its name as recorded.
@@ -266,7 +266,7 @@ pub struct LeftOut {
 
 /// A filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filesystem {
+pub struct FilesystemView {
     /// Its UUID.
     pub uuid: FsUuid,
     /// Its name.
@@ -287,7 +287,7 @@ pub struct Filesystem {
 
 /// The tier of a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Tier {
+pub enum DeviceTier {
     /// Holds data.
     Data,
     /// Holds the cache.
@@ -296,11 +296,11 @@ pub enum Tier {
 
 /// A block device of a running pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
+pub struct DeviceView {
     /// Its UUID.
     pub uuid: DevUuid,
     /// Its tier.
-    pub tier: Tier,
+    pub tier: DeviceTier,
     /// The node with the Stratis metadata.
     pub node: PathBuf,
     /// The node of the physical device.
@@ -323,29 +323,29 @@ pub struct Device {
 
 /// Stopped pools. A copy costs the same for any number of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stopped {
+pub struct StoppedPoolsView {
     /// Version number, so that an old value does not replace a newer one.
     pub version: u64,
-    pools: OrdMap<PoolUuid, Arc<StoppedPool>>,
+    pools: OrdMap<PoolUuid, Arc<StoppedPoolView>>,
     /// The pools by name.
     names: OrdMap<Name, OrdSet<PoolUuid>>,
     /// Devices with the signature of a pool, running or stopped, that are left aside.
-    pub left_aside: OrdMap<PoolUuid, Arc<[LeftAside]>>,
+    pub left_aside: OrdMap<PoolUuid, Arc<[LeftAsideView]>>,
 }
 
-impl Stopped {
+impl StoppedPoolsView {
     /// A version without pools.
-    pub fn new(version: u64) -> Stopped {
-        Stopped { version, ..Stopped::default() }
+    pub fn new(version: u64) -> StoppedPoolsView {
+        StoppedPoolsView { version, ..StoppedPoolsView::default() }
     }
 
     /// The pools.
-    pub fn pools(&self) -> &OrdMap<PoolUuid, Arc<StoppedPool>> {
+    pub fn pools(&self) -> &OrdMap<PoolUuid, Arc<StoppedPoolView>> {
         &self.pools
     }
 
     /// The pools, sorted by UUID.
-    pub fn list(&self) -> Vec<Arc<StoppedPool>> {
+    pub fn list(&self) -> Vec<Arc<StoppedPoolView>> {
         self.pools.values().cloned().collect()
     }
 
@@ -355,7 +355,7 @@ impl Stopped {
     }
 
     /// Adds or replaces a pool.
-    pub fn insert(&mut self, pool: impl Into<Arc<StoppedPool>>) {
+    pub fn insert(&mut self, pool: impl Into<Arc<StoppedPoolView>>) {
         let pool = pool.into();
         self.remove(pool.uuid);
         if let Some(name) = &pool.name {
@@ -378,7 +378,7 @@ impl Stopped {
 
 /// A device that is left aside: it has the signature of a pool that does not use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftAside {
+pub struct LeftAsideView {
     /// Its node.
     pub path: PathBuf,
     /// The member UUID in its signature.
@@ -389,7 +389,7 @@ pub struct LeftAside {
 
 /// A stopped pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoppedPool {
+pub struct StoppedPoolView {
     /// Its UUID.
     pub uuid: PoolUuid,
     /// Its name, if known. Other stopped pools may have the same name.
@@ -399,9 +399,9 @@ pub struct StoppedPool {
     /// 1 or 2; `None` if the devices disagree.
     pub metadata_version: Option<u8>,
     /// Its features according to the metadata; `None` if the metadata cannot be read.
-    pub features: Option<Features>,
+    pub features: Option<FeaturesView>,
     /// Its encryption according to the LUKS headers of version 1 devices.
-    pub encryption: Option<Encryption>,
+    pub encryption: Option<EncryptionView>,
     /// Some of its device-mapper devices are set up.
     pub partial: bool,
     /// Why it is stopped, or why some of its devices are set up, as a sentence; `None` while the
@@ -411,7 +411,7 @@ pub struct StoppedPool {
 
 /// Features in the metadata of a stopped pool (`docs/spec/engine/ondisk-metadata.md` §6.7).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Features {
+pub struct FeaturesView {
     /// The pool is encrypted.
     pub encryption: bool,
     /// At least one key of the kernel keyring unlocks it.
@@ -424,11 +424,11 @@ pub struct Features {
 #[derive(Debug, Clone)]
 pub enum Change {
     /// The pool is new or has changed; this is its current state.
-    Pool(Arc<Pool>),
+    Pool(Arc<PoolView>),
     /// The pool no longer runs.
     PoolGone(PoolUuid),
     /// The current stopped pools.
-    Stopped(Arc<Stopped>),
+    Stopped(Arc<StoppedPoolsView>),
 }
 
 /// What one step of a request gives to the tree writer: its changes in commit order, and the reply
@@ -444,8 +444,8 @@ pub struct Update<R> {
 mod tests {
     use super::*;
 
-    fn noted(notes: &[(u64, u64)]) -> Pace {
-        let work = Work::new(luks::ReencryptionMode::Reencrypt, Timestamp::default());
+    fn noted(notes: &[(u64, u64)]) -> JobPace {
+        let work = ReencryptionJob::new(luks::ReencryptionMode::Reencrypt, Timestamp::default());
         for (done, ms) in notes {
             let now = Timestamp { seconds: ms / 1000, nanoseconds: (ms % 1000) as u32 * 1_000_000 };
             work.note(*done, 10_000, now);
@@ -455,9 +455,9 @@ mod tests {
 
     #[test]
     fn the_pace_counts_only_uninterrupted_work() {
-        assert_eq!(noted(&[]), Pace::default());
-        assert_eq!(noted(&[(0, 5000)]), Pace { done: 0, total: 10_000, per_second: None, seconds_left: None });
-        let pace = |done, rate, left| Pace { done, total: 10_000, per_second: Some(rate), seconds_left: Some(left) };
+        assert_eq!(noted(&[]), JobPace::default());
+        assert_eq!(noted(&[(0, 5000)]), JobPace { done: 0, total: 10_000, per_second: None, seconds_left: None });
+        let pace = |done, rate, left| JobPace { done, total: 10_000, per_second: Some(rate), seconds_left: Some(left) };
         assert_eq!(noted(&[(0, 5000), (500, 7500)]), pace(500, 200, 48));
         // Resumed at 4000: earlier progress does not count for the speed.
         assert_eq!(noted(&[(4000, 5000), (4500, 6000), (5000, 7000)]), pace(5000, 500, 10));
@@ -469,7 +469,7 @@ mod tests {
 
     #[test]
     fn progress_alone_is_no_change() {
-        let begun = |kind| Work::new(kind, Timestamp { seconds: 7, nanoseconds: 0 });
+        let begun = |kind| ReencryptionJob::new(kind, Timestamp { seconds: 7, nanoseconds: 0 });
         let (one, other) = (begun(luks::ReencryptionMode::Encrypt), begun(luks::ReencryptionMode::Encrypt));
         other.note(1, 2, Timestamp::default());
         assert_eq!(one, other);

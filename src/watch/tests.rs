@@ -52,7 +52,7 @@ impl Watched {
 }
 
 fn comes(pool: PoolUuid) -> Change {
-    Change::Pool(Arc::new(view::Pool::bare(pool, Name::new("p").unwrap())))
+    Change::Pool(Arc::new(view::PoolView::bare(pool, Name::new("p").unwrap())))
 }
 
 #[test]

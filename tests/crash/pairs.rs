@@ -370,7 +370,7 @@ fn strike(
         let is_restricted = pools.iter().any(|pool| {
             assert_eq!(pool.availability != Availability::Full, pool.restriction.is_some(), "{said}");
             // A filesystem that could not be set up is told with its reason, too.
-            pool.availability != Availability::Full || !pool.left_out.is_empty()
+            pool.availability != Availability::Full || !pool.failed_filesystems.is_empty()
         });
         // An order to revert that could not be carried out stands, and is shown, until the pool is next set up from nothing.
         is_ordered = pools.iter().flat_map(|pool| pool.filesystems.values()).any(|fs| fs.merge_scheduled);

@@ -10,7 +10,7 @@ use stratisd::{
         DeviceAction, DeviceEvent, DeviceEvents, Platform,
         sim::{CallKind, RecordedCall, Sim},
     },
-    view::{Availability, Stopped},
+    view::{Availability, StoppedPoolsView},
 };
 use support::{
     bench::{Bench, GIB, name},
@@ -45,7 +45,7 @@ impl Watched {
         count
     }
 
-    pub fn stopped(&self) -> Arc<Stopped> {
+    pub fn stopped(&self) -> Arc<StoppedPoolsView> {
         self.bench.engine.take_stopped_change().expect("what is known of stopped pools has changed")
     }
 }
@@ -63,7 +63,7 @@ fn path(text: &str) -> &Path {
     Path::new(text)
 }
 
-fn names(stopped: &Stopped) -> Vec<Option<String>> {
+fn names(stopped: &StoppedPoolsView) -> Vec<Option<String>> {
     stopped.list().iter().map(|pool| pool.name.as_ref().map(ToString::to_string)).collect()
 }
 

@@ -16,7 +16,7 @@ use stratisd::{
         dm::{Line, Visibility},
         sim::Sim,
     },
-    view::LeftAside,
+    view::LeftAsideView,
 };
 use support::{
     bench::{Bench, name},
@@ -51,7 +51,7 @@ fn with_stale_clones(clones: &[&str]) -> Sim {
     bench.sim
 }
 
-fn aside(bench: &Bench) -> Vec<LeftAside> {
+fn aside(bench: &Bench) -> Vec<LeftAsideView> {
     bench.stopped().left_aside.values().flat_map(|devices| devices.iter().cloned()).collect()
 }
 

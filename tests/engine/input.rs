@@ -25,7 +25,7 @@ use stratisd::{
         self, Platform,
         sim::{CallKind, Preset, Sim},
     },
-    view::Tier,
+    view::DeviceTier,
 };
 use support::bench::{Bench, GIB, name};
 
@@ -178,7 +178,7 @@ fn a_cache_device_is_not_added_as_data() {
     let (mut bench, _) = crate::old_pools::with_cache();
     let before = Witness::of(&bench);
     let error = bench.run(ops::add_data_devices(bench.id("old"), paths(&["/dev/fast"]))).unwrap_err();
-    assert!(matches!(error, InOtherTier { tier: Tier::Cache, .. }), "{error:?}");
+    assert!(matches!(error, InOtherTier { tier: DeviceTier::Cache, .. }), "{error:?}");
     assert!(error.sentence().contains("in the cache tier"), "{}", error.sentence());
     before.check_unchanged(&bench, "a cache device");
 }

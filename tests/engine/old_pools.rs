@@ -10,7 +10,7 @@ use stratisd::{
         dm::{Line, Target},
         sim::Sim,
     },
-    view::Tier,
+    view::DeviceTier,
 };
 use support::{
     bench::{Bench, name},
@@ -117,7 +117,7 @@ fn live_with(bench: &mut Bench, pool: &str, disk: &str) {
     disks::reboot(&bench.sim);
     bench = Bench::start(bench.sim);
     let after = bench.pool("renamed").unwrap();
-    let names = |pool: &stratisd::view::Pool| {
+    let names = |pool: &stratisd::view::PoolView| {
         let mut names: Vec<_> = pool.filesystems.values().map(|f| (f.name.to_string(), f.uuid, f.origin)).collect();
         names.sort();
         names
@@ -199,8 +199,8 @@ fn the_cached_version_1_example_runs() {
     let pool = bench.pool("old").unwrap_or_else(|| panic!("the pool does not run: {said}"));
     assert_eq!((pool.metadata_version, pool.has_cache), (1, true));
     assert_eq!(pool.devices.len(), 2);
-    let tiers: Vec<Tier> = pool.devices.values().map(|device| device.tier).collect();
-    assert!(tiers.contains(&Tier::Data) && tiers.contains(&Tier::Cache));
+    let tiers: Vec<DeviceTier> = pool.devices.values().map(|device| device.tier).collect();
+    assert!(tiers.contains(&DeviceTier::Data) && tiers.contains(&DeviceTier::Cache));
     let number = |role: Role| bench.sim.dm_find(&role.name(pool_uuid())).unwrap().expect("it is up").number;
     let table = |role: Role| bench.sim.dm_find(&role.name(pool_uuid())).unwrap().expect("it is up").table;
     let fast = bench.sim.find_device("/dev/fast".as_ref()).unwrap().number;

@@ -16,14 +16,14 @@ pub struct Witness {
     disks: Snapshot,
     devices: Vec<(String, Option<dm::Device>)>,
     left: Leftovers,
-    pools: Vec<view::Pool>,
+    pools: Vec<view::PoolView>,
 }
 
 impl Witness {
     /// How things are now.
     pub fn of(bench: &Bench) -> Witness {
         let listed = bench.sim.dm_list().expect("the machine runs");
-        let mut pools: Vec<view::Pool> = bench.pools.0.values().map(|pool| (*pool.view()).clone()).collect();
+        let mut pools: Vec<view::PoolView> = bench.pools.0.values().map(|pool| (*pool.view()).clone()).collect();
         pools.sort_by_key(|pool| pool.uuid);
         Witness {
             disks: bench.sim.snapshot(),

@@ -10,7 +10,7 @@ use stratisd::{
         dm::Target,
         sim::{CallKind, Sim},
     },
-    view::Tier,
+    view::DeviceTier,
 };
 use support::bench::{Bench, GIB};
 
@@ -48,7 +48,7 @@ fn length(bench: &Bench, role: Role) -> u64 {
 fn check_cached(bench: &Bench, devices: usize) {
     let pool = bench.pool("p").unwrap();
     assert!(pool.has_cache);
-    assert_eq!(pool.devices.values().filter(|device| device.tier == Tier::Cache).count(), devices);
+    assert_eq!(pool.devices.values().filter(|device| device.tier == DeviceTier::Cache).count(), devices);
     assert!(pool.devices.values().all(|device| device.in_use));
     let cache = bench.sim.dm_find(&Role::Cache.name(pool.uuid)).unwrap().unwrap();
     let [line] = &cache.table[..] else { panic!("{:?}", cache.table) };

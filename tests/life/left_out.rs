@@ -35,9 +35,10 @@ fn without_snapshot() -> (Bench, FsUuid) {
     (0..2).for_each(|_| bench.sim.faults().fail_next(CallKind::DmCreate, &device));
     let bench = Bench::start(bench.sim);
     let pool = bench.pool("p").unwrap();
-    let left_out: Vec<_> = pool.left_out.iter().map(|left_out| (left_out.uuid, left_out.name.as_str())).collect();
+    let left_out: Vec<_> =
+        pool.failed_filesystems.iter().map(|left_out| (left_out.uuid, left_out.name.as_str())).collect();
     assert_eq!((left_out, pool.filesystems.len()), (vec![(snapshot, "s")], 2));
-    assert!(pool.left_out[0].reason.contains(&device), "{:?}", pool.left_out);
+    assert!(pool.failed_filesystems[0].reason.contains(&device), "{:?}", pool.failed_filesystems);
     (bench, snapshot)
 }
 
@@ -59,7 +60,7 @@ fn a_pool_with_failed_filesystems_is_not_destroyed() {
     // As it says: a start brings it back, with what was in it, and then it can be destroyed.
     bench.stop_pool("p").unwrap();
     bench.start_pool("p").unwrap();
-    assert!(bench.pool("p").unwrap().left_out.is_empty());
+    assert!(bench.pool("p").unwrap().failed_filesystems.is_empty());
     assert_eq!(bench.mark_of(pool, bench.filesystem("p", "s")), 7);
     destroy(&mut bench, &["s"]);
     assert!(bench.run(ops::destroy_pool(pool)).unwrap());
@@ -111,7 +112,7 @@ fn a_mounted_failed_filesystem_prevents_the_stop() {
     sim.dm_suspend(&device, false).unwrap();
     sim.dm_resume(&device, Visibility::Public).unwrap();
     let mut bench = Bench::start(sim);
-    assert_eq!(bench.pool("p").unwrap().left_out.len(), 1);
+    assert_eq!(bench.pool("p").unwrap().failed_filesystems.len(), 1);
     let mut up = bench.sim.leftovers().devices;
     let error = bench.stop_pool("p").unwrap_err();
     assert!(matches!(&error, Error::Mounted { name, .. } if name.as_str() == "s"), "{error:?}");
@@ -121,6 +122,6 @@ fn a_mounted_failed_filesystem_prevents_the_stop() {
     up = bench.sim.leftovers().devices;
     assert!(up.is_empty(), "{up:?}");
     assert!(bench.start_pool("p").unwrap());
-    assert!(bench.pool("p").unwrap().left_out.is_empty());
+    assert!(bench.pool("p").unwrap().failed_filesystems.is_empty());
     assert!(bench.sim.dm_find(&Role::ThinPool.name(bench.id("p"))).unwrap().is_some());
 }

@@ -13,7 +13,7 @@ use stratisd::{
         Platform, Program,
         sim::{CallKind, Sim},
     },
-    view::{Availability, Tier},
+    view::{Availability, DeviceTier},
 };
 use support::bench::{Bench, GIB, name};
 
@@ -94,7 +94,7 @@ fn a_cache_whose_removal_fails_is_kept() {
         bench.start_pool("p").unwrap();
         let pool = bench.pool("p").unwrap();
         assert!(pool.has_cache, "{version:?}");
-        assert_eq!(pool.devices.values().filter(|device| device.tier == Tier::Cache).count(), 1, "{version:?}");
+        assert_eq!(pool.devices.values().filter(|device| device.tier == DeviceTier::Cache).count(), 1, "{version:?}");
         bench.check_nothing_left("with its cache");
     }
 }
@@ -133,7 +133,7 @@ fn a_filesystem_that_may_be_destroyed_stays_down() {
     let error = bench.run(ops::destroy_filesystems(bench.id("p"), vec![doomed])).unwrap_err();
     assert_eq!(error.leaves(), Availability::NoRequests, "{}", error.sentence());
     let pool = bench.pool("p").unwrap();
-    assert_eq!((pool.filesystems.len(), pool.left_out.len()), (0, 1));
+    assert_eq!((pool.filesystems.len(), pool.failed_filesystems.len()), (0, 1));
     assert!(bench.sim.dm_find(&dm_names::filesystem(pool.uuid, doomed)).unwrap().is_none());
     let bench = Bench::start(bench.sim);
     assert_eq!(bench.pool("p").unwrap().filesystems.len(), 0);
@@ -234,7 +234,8 @@ fn the_check_resolves_an_unsure_record() {
                 let bench = bench.reboot();
                 assert_eq!(bench.pool("p").map(|pool| pool.restriction.clone()), Some(None), "{at}");
                 let now = bench.pool("p").unwrap();
-                let shown = |pool: &stratisd::view::Pool| (pool.overprovisioning, pool.has_cache, pool.devices.len());
+                let shown =
+                    |pool: &stratisd::view::PoolView| (pool.overprovisioning, pool.has_cache, pool.devices.len());
                 assert_eq!(shown(&now), shown(&before), "{at}");
             }
             assert!(unsure > 0, "{version:?}: request {nth}");

@@ -19,9 +19,9 @@ fn is_up_to_date(bench: &mut Bench, after: &str) {
 /// As [`is_up_to_date`], but for how full filesystems of these names are, to which users have written.
 fn is_up_to_date_but(bench: &mut Bench, after: &str, written: &[&str]) {
     let shown = |bench: &Bench| {
-        let mut pool = view::Pool::clone(&bench.pool("p").unwrap());
+        let mut pool = view::PoolView::clone(&bench.pool("p").unwrap());
         for filesystem in pool.filesystems.clone().values().filter(|found| written.contains(&found.name.as_str())) {
-            let quiet = view::Filesystem { used: None, ..view::Filesystem::clone(filesystem) };
+            let quiet = view::FilesystemView { used: None, ..view::FilesystemView::clone(filesystem) };
             pool.filesystems.insert(filesystem.uuid, quiet.into());
         }
         pool

@@ -36,7 +36,7 @@ fn a_pool_in_use_is_encrypted_and_decrypted() {
     assert!(encrypt(&mut bench));
     assert_eq!(marks(&bench), [7, 9]);
     let pool = bench.pool("p").unwrap();
-    assert!(pool.volume_key_loaded && pool.work.is_none());
+    assert!(pool.volume_key_loaded && pool.reencryption.is_none());
     assert_eq!(shown(&bench, "p").keys, [(0, "k".to_owned())]);
     bench.check_nothing_left("encrypted");
     assert!(!encrypt(&mut bench), "it is so already");
@@ -48,7 +48,7 @@ fn a_pool_in_use_is_encrypted_and_decrypted() {
     let pool = bench.pool("p").unwrap();
     bench.check_pools();
     assert_eq!(bench.pool("p").unwrap(), pool, "the sizes are those after the change");
-    assert!(pool.encryption.is_none() && !pool.volume_key_loaded && pool.work.is_none());
+    assert!(pool.encryption.is_none() && !pool.volume_key_loaded && pool.reencryption.is_none());
     bench.check_nothing_left("decrypted");
     assert!(!bench.run(ops::decrypt_pool(bench.id("p"))).unwrap());
     for _ in 0..2 {

@@ -15,7 +15,7 @@ use stratisd::{
         DeviceClass, Platform,
         sim::{CallKind, Sim, Trouble},
     },
-    view::Tier,
+    view::DeviceTier,
 };
 use support::{
     bench::{Bench, name},
@@ -190,7 +190,7 @@ fn an_interrupted_cacheless_start_may_use_the_cache() {
         bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap();
         let thin_pool = Role::ThinPool.name(bench.id("p"));
         let pool = bench.pool("p").unwrap();
-        let cache = pool.devices.values().find(|device| device.tier == Tier::Cache).unwrap().uuid;
+        let cache = pool.devices.values().find(|device| device.tier == DeviceTier::Cache).unwrap().uuid;
         bench.stop_pool("p").unwrap();
         (bench, thin_pool, dm_names::opened_device(cache))
     };
@@ -230,7 +230,7 @@ fn cache_devices_stay_open_until_dropped_on_record() {
     assert!(create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap());
     assert_eq!(bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap().len(), 1);
     let pool = bench.pool("p").unwrap();
-    let cache = pool.devices.values().find(|device| device.tier == Tier::Cache).unwrap().uuid;
+    let cache = pool.devices.values().find(|device| device.tier == DeviceTier::Cache).unwrap().uuid;
     bench.stop_pool("p").unwrap();
     bench.sim.faults().cut_power_at_next(CallKind::DmRemove, &dm_names::opened_device(cache));
     let without = ops::start_pool(PoolRef::Name(name("p")), Unlock::any(), CacheTier::Drop);

@@ -134,9 +134,9 @@ fn event(bench: &mut Bench, action: DeviceAction, path: &str) {
 fn is_done(bench: &Bench, work: ReencryptionMode) -> bool {
     let pool = bench.pool("p").unwrap();
     match work {
-        ReencryptionMode::Encrypt => pool.encryption.is_some() && pool.work.is_none(),
-        ReencryptionMode::Reencrypt => pool.last_reencrypt.is_some() && pool.work.is_none(),
-        ReencryptionMode::Decrypt => pool.encryption.is_none() && pool.work.is_none(),
+        ReencryptionMode::Encrypt => pool.encryption.is_some() && pool.reencryption.is_none(),
+        ReencryptionMode::Reencrypt => pool.last_reencrypt.is_some() && pool.reencryption.is_none(),
+        ReencryptionMode::Decrypt => pool.encryption.is_none() && pool.reencryption.is_none(),
     }
 }
 
@@ -277,7 +277,7 @@ fn a_work_can_be_interrupted_before_it_begins() {
             ReencryptionMode::Encrypt => assert!(is_done(&bench, work), "{at}"),
             _ => {
                 let pool = bench.pool("p").unwrap();
-                assert_eq!((&pool.encryption, &pool.work, pool.last_reencrypt), (&before, &None, None), "{at}");
+                assert_eq!((&pool.encryption, &pool.reencryption, pool.last_reencrypt), (&before, &None, None), "{at}");
                 let asked = ask(&bench, work);
                 assert!(bench.run(asked).unwrap(), "{at}: again");
                 assert!(is_done(&bench, work) && mark(&bench) == 7, "{at}");
@@ -367,8 +367,8 @@ fn a_job_killed_in_its_first_part_resumes() {
         // By one who finds it open, and by one who has to open it.
         let disks = bench.sim.clone();
         let mut bench = Bench::start(disks);
-        assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().work);
-        assert!(bench.pool("p").unwrap().work.is_none(), "{at}");
+        assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().reencryption);
+        assert!(bench.pool("p").unwrap().reencryption.is_none(), "{at}");
         assert_eq!(mark(&bench), 7, "{at}");
         bench.check_nothing_left(&at);
         bench.stop_pool("p").unwrap();
@@ -397,7 +397,7 @@ fn a_job_without_its_key_waits_and_resumes() {
         let at = format!("{work:?} {version:?}");
         let mut bench = halted(work, version);
         let pool = bench.pool("p").unwrap();
-        let why = pool.work.as_ref().and_then(|work| work.halted.clone());
+        let why = pool.reencryption.as_ref().and_then(|work| work.error.clone());
         assert!(why.as_ref().is_some_and(|why| why.contains("key k is not in the kernel's keyring")), "{at}: {why:?}");
         for (what, request) in other_requests(&bench) {
             let error = bench.run(request).unwrap_err();
@@ -407,11 +407,11 @@ fn a_job_without_its_key_waits_and_resumes() {
         set_key(&mut bench, "l", "another");
         assert!(!is_done(&bench, work), "{at}: that opens nothing");
         set_key(&mut bench, "k", "wrong");
-        assert!(bench.pool("p").unwrap().work.as_ref().is_some_and(|work| work.halted.is_some()), "{at}");
+        assert!(bench.pool("p").unwrap().reencryption.as_ref().is_some_and(|work| work.error.is_some()), "{at}");
         set_key(&mut bench, "k", "secret of k");
-        assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().work);
+        assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().reencryption);
         let pool = bench.pool("p").unwrap();
-        assert!(pool.work.is_none(), "{at}: {:?}", pool.work);
+        assert!(pool.reencryption.is_none(), "{at}: {:?}", pool.reencryption);
         assert_eq!(pool.volume_key_loaded, version == V2 && work != ReencryptionMode::Decrypt, "{at}");
         assert_eq!(mark(&bench), 7, "{at}");
         bench.check_nothing_left(&at);
@@ -425,7 +425,10 @@ fn a_refresh_retries_a_job_given_up() {
         let at = format!("{work:?} {version:?}");
         let mut bench = halted(work, version);
         bench.run(ops::refresh()).unwrap();
-        assert!(bench.pool("p").unwrap().work.as_ref().is_some_and(|work| work.halted.is_some()), "{at}: no key");
+        assert!(
+            bench.pool("p").unwrap().reencryption.as_ref().is_some_and(|work| work.error.is_some()),
+            "{at}: no key"
+        );
         bench.sim.set_tang(URL, None);
         bench.run(ops::refresh()).unwrap();
         assert!(is_done(&bench, work) && mark(&bench) == 7, "{at}");

@@ -22,7 +22,7 @@ use crate::{
         tree::Tree,
         wire::{Types, Value},
     },
-    view::{Availability, Change, Device, Filesystem, Pool, Tier},
+    view::{Availability, Change, DeviceTier, DeviceView, FilesystemView, PoolView},
 };
 
 /// A UUID with `n` as its last digits.
@@ -35,15 +35,15 @@ fn name(text: &str) -> Name {
 }
 
 /// An unencrypted pool of version 2 with one device and no filesystem.
-fn pool(n: u64, text: &str) -> Pool {
-    let pool = Pool {
+fn pool(n: u64, text: &str) -> PoolView {
+    let pool = PoolView {
         uuid: uuid(n),
         name: name(text),
         metadata_version: 2,
         encryption: None,
         volume_key_loaded: false,
         last_reencrypt: None,
-        work: None,
+        reencryption: None,
         availability: Availability::Full,
         restriction: None,
         has_cache: false,
@@ -54,16 +54,16 @@ fn pool(n: u64, text: &str) -> Pool {
         allocated: Sectors(1_000_000),
         used: Some(Sectors(4_000)),
         filesystems: Default::default(),
-        left_out: Default::default(),
+        failed_filesystems: Default::default(),
         devices: Default::default(),
     };
     with_device(pool, n * 1000)
 }
 
-fn with_device(mut pool: Pool, n: u64) -> Pool {
-    let device = Device {
+fn with_device(mut pool: PoolView, n: u64) -> PoolView {
+    let device = DeviceView {
         uuid: uuid(n),
-        tier: Tier::Data,
+        tier: DeviceTier::Data,
         node: format!("/dev/d{n}").into(),
         physical: format!("/dev/d{n}").into(),
         hardware_info: Some("wwn-1".into()),
@@ -78,8 +78,8 @@ fn with_device(mut pool: Pool, n: u64) -> Pool {
     pool
 }
 
-fn filesystem(n: u64) -> Filesystem {
-    Filesystem {
+fn filesystem(n: u64) -> FilesystemView {
+    FilesystemView {
         uuid: uuid(n),
         name: name(&format!("fs{n}")),
         created: 1_795_227_303,
@@ -91,12 +91,12 @@ fn filesystem(n: u64) -> Filesystem {
     }
 }
 
-fn with_filesystem(mut pool: Pool, n: u64) -> Pool {
+fn with_filesystem(mut pool: PoolView, n: u64) -> PoolView {
     pool.filesystems.insert(uuid(n), Arc::new(filesystem(n)));
     pool
 }
 
-fn is(pool: &Pool) -> Change {
+fn is(pool: &PoolView) -> Change {
     Change::Pool(Arc::new(pool.clone()))
 }
 

@@ -28,7 +28,7 @@ use crate::{
         policy, rendering,
         wire::Value,
     },
-    view::{Change, Pool, Update},
+    view::{Change, PoolView, Update},
 };
 
 const TOP: &str = "/org/storage/stratis3";
@@ -193,7 +193,7 @@ fn at(n: u64) -> String {
 }
 
 /// A pool with many filesystems.
-fn large(filesystems: u64) -> Pool {
+fn large(filesystems: u64) -> PoolView {
     (0..filesystems).fold(pool(1, "p"), |pool, n| with_filesystem(pool, 10_000 + n))
 }
 
@@ -277,7 +277,7 @@ fn signals_of_a_change_come_before_its_reply() {
         client.channel.send(Client::message(&at(0), "org.storage.stratis3.pool.r2", "SetName", ("q",))).unwrap();
     let job = server.job();
     assert_eq!(job.label, "pool.r2.SetName");
-    let new = with_filesystem(Pool { name: name("q"), ..old }, 5);
+    let new = with_filesystem(PoolView { name: name("q"), ..old }, 5);
     server.send(vec![is(&new)], (job.on_failure)(Failure::Panicked));
 
     let mut seen = Vec::new();
@@ -331,7 +331,7 @@ fn writer_and_reader_do_not_wait_for_each_other() {
     // Idle: no client sends anything before the change, so nothing makes the reader look at its
     // socket.
     for n in 0..50 {
-        server.send(vec![is(&Pool { fs_limit: n, ..pool(1, "p") })], None);
+        server.send(vec![is(&PoolView { fs_limit: n, ..pool(1, "p") })], None);
         assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
         // A value in a signal can be read already.
         assert_eq!(other.get(&at(0), "pool.r9", "FsLimit"), n.to_string());
@@ -347,7 +347,7 @@ fn writer_and_reader_do_not_wait_for_each_other() {
         })
         .collect();
     for n in 100..600 {
-        server.send(vec![is(&Pool { fs_limit: n, ..pool(1, "p") })], None);
+        server.send(vec![is(&PoolView { fs_limit: n, ..pool(1, "p") })], None);
     }
     for n in 100..600 {
         for _ in 1..=9 {
@@ -365,7 +365,7 @@ fn writer_and_reader_do_not_wait_for_each_other() {
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn lists_are_never_torn_and_never_older_than_the_signals_before() {
     let bus = private_bus();
-    let state = |n: u64| Pool { fs_limit: n, ..large(n) };
+    let state = |n: u64| PoolView { fs_limit: n, ..large(n) };
     let server = Arc::new(Server::start(&bus, vec![is(&state(0))]));
     let rounds = 300;
     let writer = {
@@ -417,7 +417,7 @@ fn lists_are_never_torn_and_never_older_than_the_signals_before() {
 fn large_change_lets_other_pools_pass_and_its_own_wait() {
     const FILESYSTEMS: usize = 500;
     let bus = private_bus();
-    let named = |text: &str| Pool { name: name(text), ..large(FILESYSTEMS as u64) };
+    let named = |text: &str| PoolView { name: name(text), ..large(FILESYSTEMS as u64) };
     let server = Server::start(&bus, vec![is(&named("first")), is(&pool(2, "q"))]);
     let client = Client::new(&bus).listens();
     for change in [is(&named("second")), is(&named("third")), is(&pool(2, "other"))] {
@@ -500,7 +500,7 @@ fn client_that_never_reads() {
     deaf.channel.flush();
     let client = Client::new(&bus);
     for n in 0..100 {
-        server.publish(vec![is(&Pool { fs_limit: n, ..large(300) })]);
+        server.publish(vec![is(&PoolView { fs_limit: n, ..large(300) })]);
         assert_eq!(client.get(&at(0), "pool.r9", "FsLimit"), n.to_string());
     }
     drop(deaf);

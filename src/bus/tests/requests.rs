@@ -23,7 +23,7 @@ use crate::{
         tree::{Id, Tree},
         wire::Value,
     },
-    view::{LeftOut, Pool, StoppedPool, View},
+    view::{FailedFilesystemView, PoolView, StoppedPoolView, View},
 };
 
 /// A pool `p` with a filesystem, and a pool `q`. Their paths are 0 to 2 and 3 to 4.
@@ -349,10 +349,11 @@ fn a_start_with_a_passphrase_reads_it_first() {
 fn a_cache_for_an_encrypted_pool_is_refused_by_the_first_revisions() {
     use crate::{
         bus::reader::respond,
-        view::{Encryption, Pool},
+        view::{EncryptionView, PoolView},
     };
-    let encryption = Encryption { keys: vec![(1, "k".into())], clevis: vec![], keys_agree: true, clevis_agree: true };
-    let tree = super::tree(vec![is(&Pool { encryption: Some(encryption), ..pool(1, "p") }), is(&pool(2, "q"))]);
+    let encryption =
+        EncryptionView { keys: vec![(1, "k".into())], clevis: vec![], keys_agree: true, clevis_agree: true };
+    let tree = super::tree(vec![is(&PoolView { encryption: Some(encryption), ..pool(1, "p") }), is(&pool(2, "q"))]);
     let init = |object: &str, revision: u8| {
         let interface = format!("org.storage.stratis3.pool.r{revision}");
         let path = format!("/org/storage/stratis3/{object}");
@@ -482,10 +483,11 @@ fn a_refusal_of_a_call_says_what_to_do() {
 
 #[test]
 fn reports_are_json() {
-    let left_out = LeftOut { uuid: super::uuid(6), name: "lost".into(), reason: "no such thin device".into() };
-    let with_left_out = Pool { left_out: [left_out].into(), ..with_filesystem(pool(1, "p"), 5) };
-    let mut view: View = super::tree(vec![is(&with_left_out), is(&pool(2, "q"))]).view;
-    let stopped = |n: u64| StoppedPool {
+    let failed =
+        FailedFilesystemView { uuid: super::uuid(6), name: "lost".into(), reason: "no such thin device".into() };
+    let with_failed = PoolView { failed_filesystems: [failed].into(), ..with_filesystem(pool(1, "p"), 5) };
+    let mut view: View = super::tree(vec![is(&with_failed), is(&pool(2, "q"))]).view;
+    let stopped = |n: u64| StoppedPoolView {
         uuid: super::uuid(n),
         name: Some(super::name("s")),
         devices: vec![(format!("/dev/s{n}").into(), super::uuid(n * 16))],
@@ -495,7 +497,7 @@ fn reports_are_json() {
         partial: n == 9,
         reason: (n == 9).then(|| "it was busy".into()),
     };
-    let mut known = crate::view::Stopped::new(1);
+    let mut known = crate::view::StoppedPoolsView::new(1);
     [7, 8, 9].map(stopped).into_iter().for_each(|pool| known.insert(pool));
     view.stopped = std::sync::Arc::new(known);
     let holder = Holder { request: "pool.r9.SetName".into(), access: "Write(p)".into(), age: Duration::from_secs(2) };
@@ -540,11 +542,11 @@ fn reports_are_json() {
 fn a_report_tells_of_work_on_all_data_of_a_pool() {
     use crate::{
         platform::{Timestamp, luks::ReencryptionMode},
-        view::{Pool, Work},
+        view::{PoolView, ReencryptionJob},
     };
     let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
-    let work = std::sync::Arc::new(Work::new(ReencryptionMode::Reencrypt, at(1_795_227_303)));
-    let tree = super::tree(vec![is(&Pool { work: Some(work.clone()), ..pool(1, "p") }), is(&pool(2, "q"))]);
+    let work = std::sync::Arc::new(ReencryptionJob::new(ReencryptionMode::Reencrypt, at(1_795_227_303)));
+    let tree = super::tree(vec![is(&PoolView { reencryption: Some(work.clone()), ..pool(1, "p") }), is(&pool(2, "q"))]);
     let told = || -> serde_json::Value {
         let report = composed(Report::EngineState, &tree.view, &Locks::default());
         serde_json::from_str::<serde_json::Value>(&report).unwrap()["pools"].take()
@@ -560,12 +562,12 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
         "seconds_left": 15,
     });
     assert_eq!(told()[0]["work"], expected);
-    let halted = Pool { work: Some(work.halted("its key is missing").into()), ..pool(1, "p") };
-    let tree = super::tree(vec![is(&halted)]);
+    let stopped = PoolView { reencryption: Some(work.stopped_by("its key is missing").into()), ..pool(1, "p") };
+    let tree = super::tree(vec![is(&stopped)]);
     let report: serde_json::Value =
         serde_json::from_str(&composed(Report::EngineState, &tree.view, &Locks::default())).unwrap();
     let expected = serde_json::json!({
-        "kind": "reencrypt", "since": since, "bytes_done": 400, "bytes_total": 1000, "halted": "its key is missing",
+        "kind": "reencrypt", "since": since, "bytes_done": 400, "bytes_total": 1000, "error": "its key is missing",
     });
     assert_eq!(report["pools"][0]["work"], expected);
 }

@@ -28,7 +28,7 @@ pub trait Context: Send + Sync + 'static {
     /// free.
     fn watch_claims(&self, watcher: Box<dyn Fn(Vec<Wait>) + Send + Sync>);
     /// The stopped pools, if they changed since the last call.
-    fn take_stopped_change(&self) -> Option<Arc<view::Stopped>>;
+    fn take_stopped_change(&self) -> Option<Arc<view::StoppedPoolsView>>;
     /// Asks background steps to end as soon as they can.
     fn end(&self);
     /// Asks requests that have begun to undo their changes instead of beginning a format or a new
@@ -56,7 +56,7 @@ impl Context for Engine {
         Engine::watch_claims(self, watcher);
     }
 
-    fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
+    fn take_stopped_change(&self) -> Option<Arc<view::StoppedPoolsView>> {
         Engine::take_stopped_change(self)
     }
 

@@ -23,20 +23,20 @@ use crate::{
     daemon::table::PoolEntry,
     engine::request::{Access, Granted, Key, Mode, Pace, Part, Step, Table},
     platform::PendingLinks,
-    view::{self, Availability, Stopped},
+    view::{self, Availability, StoppedPoolsView},
 };
 
 const HANG: Duration = Duration::from_secs(60);
 
 /// A pool that is a number, shown as its filesystem limit.
 struct ToyPool {
-    shown: view::Pool,
+    shown: view::PoolView,
     changed: bool,
 }
 
 impl ToyPool {
     fn new(uuid: PoolUuid, name: &str) -> ToyPool {
-        let shown = view::Pool::bare(uuid, Name::new(name).unwrap());
+        let shown = view::PoolView::bare(uuid, Name::new(name).unwrap());
         ToyPool { shown, changed: false }
     }
 
@@ -56,11 +56,11 @@ impl PoolEntry for ToyPool {
         &self.shown.name
     }
 
-    fn view(&self) -> Arc<view::Pool> {
+    fn view(&self) -> Arc<view::PoolView> {
         Arc::new(self.shown.clone())
     }
 
-    fn take_change(&mut self) -> Option<Arc<view::Pool>> {
+    fn take_change(&mut self) -> Option<Arc<view::PoolView>> {
         std::mem::take(&mut self.changed).then(|| self.view())
     }
 
@@ -116,10 +116,10 @@ impl Context for ToyContext {
         assert!(self.watcher.set(watcher).is_ok());
     }
 
-    fn take_stopped_change(&self) -> Option<Arc<Stopped>> {
+    fn take_stopped_change(&self) -> Option<Arc<StoppedPoolsView>> {
         let taken = {
             let mut stopped = self.stopped.lock();
-            std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped::new(stopped.0)))
+            std::mem::take(&mut stopped.1).then(|| Arc::new(StoppedPoolsView::new(stopped.0)))
         };
         // Gives other threads the chance to run between taking and sending the change.
         (0..20).for_each(|_| std::thread::yield_now());
@@ -294,7 +294,7 @@ fn begun(has_begun: &Receiver<()>) {
     has_begun.recv_timeout(HANG).expect("the step begins");
 }
 
-fn pool_of(change: &Change) -> &view::Pool {
+fn pool_of(change: &Change) -> &view::PoolView {
     match change {
         Change::Pool(pool) => pool,
         other => panic!("not a pool's change: {other:?}"),

@@ -104,8 +104,8 @@ impl Info {
     }
 
     /// The bindings as clients see them.
-    pub fn view(&self) -> view::Encryption {
-        let mut view = view::Encryption {
+    pub fn view(&self) -> view::EncryptionView {
+        let mut view = view::EncryptionView {
             keys: Vec::new(),
             clevis: Vec::new(),
             keys_agree: self.keyring != Agreement::Inconsistent,

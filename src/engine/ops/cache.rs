@@ -22,12 +22,12 @@ use crate::{
         undo::{Rollback, When},
     },
     platform::{BlockDevice, Platform},
-    view::Tier,
+    view::DeviceTier,
 };
 
 /// Compares these devices with those of the cache that the pool has.
 pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
-    let is_cache = |device: &BlockDevice| matches!(pool.tier_of(device.number), Some((_, Tier::Cache)));
+    let is_cache = |device: &BlockDevice| matches!(pool.tier_of(device.number), Some((_, DeviceTier::Cache)));
     let only_requested: Vec<PathBuf> =
         requested.iter().filter(|device| !is_cache(device)).map(|device| device.path.clone()).collect();
     let cache = pool.members.values().map(|member| &member.device).filter(|device| is_cache(device));

@@ -27,7 +27,7 @@ use crate::{
         undo::Rollback,
     },
     platform::{BlockDevice, Platform},
-    view::{Availability, Tier},
+    view::{Availability, DeviceTier},
 };
 
 /// What devices will become in the pool.
@@ -182,7 +182,7 @@ impl LuksParameters {
         let assign = |binding: &Binding| -> Result<Assigned> {
             Ok(Assigned { token: binding.token, request: binding.mechanism.elsewhere()? })
         };
-        let tier = if purpose == DeviceAddition::Data { Tier::Data } else { Tier::Cache };
+        let tier = if purpose == DeviceAddition::Data { DeviceTier::Data } else { DeviceTier::Cache };
         let logical =
             sector_sizes::of_tier(pool, tier).into_iter().filter_map(|member| Some(member.crypt?.logical)).max();
         Ok(Some(LuksParameters {
@@ -211,8 +211,8 @@ fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: DeviceAddition) -> Re
     purpose.check(pool)?;
     pool.check_no_work()?;
     let tier = match purpose {
-        DeviceAddition::Data => Tier::Data,
-        DeviceAddition::NewCache | DeviceAddition::MoreCache => Tier::Cache,
+        DeviceAddition::Data => DeviceTier::Data,
+        DeviceAddition::NewCache | DeviceAddition::MoreCache => DeviceTier::Cache,
     };
     let has_cache = pool.meta().backstore.cache_tier.is_some();
     match purpose {
@@ -241,7 +241,7 @@ struct SectorRules {
 
 impl SectorRules {
     fn of(pool: &Pool, purpose: DeviceAddition) -> SectorRules {
-        let tier = if purpose == DeviceAddition::MoreCache { Tier::Cache } else { Tier::Data };
+        let tier = if purpose == DeviceAddition::MoreCache { DeviceTier::Cache } else { DeviceTier::Data };
         SectorRules { purpose, tier: sector_sizes::of_tier(pool, tier) }
     }
 

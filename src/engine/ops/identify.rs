@@ -13,7 +13,7 @@ use crate::{
         ties::Ties,
     },
     platform::{BlockDevice, DeviceClass},
-    view::LeftAside,
+    view::LeftAsideView,
 };
 
 /// The result of a look at a device.
@@ -79,7 +79,7 @@ pub(super) fn settle(engine: &Engine, pool: PoolUuid) {
     }
 }
 
-pub(super) fn tell_of(pool: PoolUuid, aside: &LeftAside) {
-    let LeftAside { path, device, reason } = aside;
+pub(super) fn tell_of(pool: PoolUuid, aside: &LeftAsideView) {
+    let LeftAsideView { path, device, reason } = aside;
     log::warn!("{} (device {device} of pool {pool}) is left aside: {reason}", path.display());
 }

@@ -209,7 +209,7 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
         .and_then(|()| pool.stack.move_to_cap(platform, &pool.shape()));
     let Err(cause) = entered else {
         pool.note_volume_key(true);
-        pool.note_work(Some(Arc::new(view::Work::new(ReencryptionMode::Encrypt, platform.now()))));
+        pool.note_work(Some(Arc::new(view::ReencryptionJob::new(ReencryptionMode::Encrypt, platform.now()))));
         return Ok(());
     };
     pool.note_encryption(None);
@@ -329,7 +329,7 @@ fn announce(
         let pool = super::writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
         match (pool, undo) {
             (Ok(pool), undo) => {
-                pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+                pool.note_work(Some(Arc::new(view::ReencryptionJob::new(work, platform.now()))));
                 // From here on the header says how the job goes on.
                 if let Some(undo) = undo {
                     undo.forget();

@@ -98,7 +98,7 @@ struct JobContext {
     version: MetadataVersion,
     luks_devices: Vec<LuksLocation>,
     name: crate::base::name::Name,
-    work: Arc<view::Work>,
+    work: Arc<view::ReencryptionJob>,
 }
 
 impl JobContext {
@@ -123,8 +123,8 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
         let job = super::writable(granted, uuid).map(|pool| {
             let luks_devices = luks_locations(engine.platform(), pool);
             let mut work = pool.job().cloned()?;
-            if work.halted.is_some() {
-                work = Arc::new(view::Work::new(work.kind, work.since));
+            if work.error.is_some() {
+                work = Arc::new(view::ReencryptionJob::new(work.kind, work.since));
                 pool.note_work(Some(Arc::clone(&work)));
             }
             Some(JobContext { version: pool.version(), luks_devices, name: pool.name().clone(), work })
@@ -158,7 +158,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
 fn give_up(uuid: PoolUuid) -> Step<()> {
     Step::write(uuid, move |_, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
-            pool.note_halted(&Error::Panicked.sentence());
+            pool.note_job_error(&Error::Panicked.sentence());
         }
         Step::Done(())
     })
@@ -332,7 +332,7 @@ fn finish(uuid: PoolUuid, job: JobContext, worked: Result<()>, claim: Claim) -> 
             }
         };
         if let Err(error) = &finished {
-            pool.note_halted(&error.sentence());
+            pool.note_job_error(&error.sentence());
             pool.note_failure(error);
         }
         if pool.lacks_volume_key() {

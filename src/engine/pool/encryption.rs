@@ -24,15 +24,15 @@ pub(super) struct EncryptionState {
     volume_key_loaded: bool,
     /// The re-encryption job on the pool's data that is running, or that was interrupted and will
     /// continue soon.
-    job: Option<Arc<view::Work>>,
+    job: Option<Arc<view::ReencryptionJob>>,
 }
 
 impl EncryptionState {
     /// Writes the state into the view of the pool.
-    pub(super) fn show_in(&self, shown: &mut view::Pool) {
+    pub(super) fn show_in(&self, shown: &mut view::PoolView) {
         shown.encryption = self.info.as_ref().map(Info::view);
         shown.volume_key_loaded = self.volume_key_loaded;
-        shown.work = self.job.clone();
+        shown.reencryption = self.job.clone();
     }
 
     /// Whether the job may need this key.
@@ -138,20 +138,20 @@ impl Pool {
     }
 
     /// The re-encryption job on the pool's data, if there is one.
-    pub(in crate::engine) fn job(&self) -> Option<&Arc<view::Work>> {
+    pub(in crate::engine) fn job(&self) -> Option<&Arc<view::ReencryptionJob>> {
         self.encryption.job.as_ref()
     }
 
     /// Notes a re-encryption job on the pool's data, or its end.
-    pub(in crate::engine) fn note_work(&mut self, work: Option<Arc<view::Work>>) {
+    pub(in crate::engine) fn note_work(&mut self, work: Option<Arc<view::ReencryptionJob>>) {
         self.encryption.job = work;
         self.show();
     }
 
     /// Notes that nobody works on the re-encryption job any more, if there is one.
-    pub(in crate::engine) fn note_halted(&mut self, why: &str) {
+    pub(in crate::engine) fn note_job_error(&mut self, why: &str) {
         if let Some(work) = &self.encryption.job {
-            self.note_work(Some(Arc::new(work.halted(why))));
+            self.note_work(Some(Arc::new(work.stopped_by(why))));
         }
     }
 
@@ -159,7 +159,7 @@ impl Pool {
     pub(in crate::engine) fn check_no_work(&self) -> Result<()> {
         let Some(work) = &self.encryption.job else { return Ok(()) };
         let (pool, kind) = (self.name.clone(), work.kind);
-        Err(match &work.halted {
+        Err(match &work.error {
             None => Error::AtWork { pool, work: kind },
             Some(why) => Error::WorkHalted { pool, work: kind, why: why.to_string() },
         })

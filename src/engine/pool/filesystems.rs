@@ -27,8 +27,8 @@ pub struct Filesystem {
 
 impl Filesystem {
     /// The filesystem as clients see it, with this much of it in use.
-    pub(super) fn view(&self, used: Option<Sectors>) -> view::Filesystem {
-        view::Filesystem {
+    pub(super) fn view(&self, used: Option<Sectors>) -> view::FilesystemView {
+        view::FilesystemView {
             uuid: self.record.uuid,
             name: self.name.clone(),
             created: self.record.created,
@@ -144,8 +144,8 @@ impl Filesystems {
     }
 
     /// The filesystems that could not be set up, as clients see them.
-    pub(super) fn view_failed(&self) -> impl Iterator<Item = view::LeftOut> {
-        self.failed.iter().map(|FailedFilesystem { record, reason }| view::LeftOut {
+    pub(super) fn view_failed(&self) -> impl Iterator<Item = view::FailedFilesystemView> {
+        self.failed.iter().map(|FailedFilesystem { record, reason }| view::FailedFilesystemView {
             uuid: record.uuid,
             name: record.name.clone(),
             reason: reason.clone(),

@@ -17,7 +17,7 @@ use crate::{
 /// The view of a pool.
 #[derive(Debug)]
 pub(super) struct Projection {
-    shown: view::Pool,
+    shown: view::PoolView,
     /// `shown` has changed since it was last taken.
     changed: bool,
     /// Data blocks in use; `None` if the thin pool does not report them.
@@ -27,14 +27,14 @@ pub(super) struct Projection {
 impl Projection {
     /// The view of a pool of which nothing is known yet.
     pub fn new(uuid: PoolUuid, name: Name, version: MetadataVersion) -> Projection {
-        let shown = view::Pool {
+        let shown = view::PoolView {
             uuid,
             name,
             metadata_version: version.number(),
             encryption: None,
             volume_key_loaded: false,
             last_reencrypt: None,
-            work: None,
+            reencryption: None,
             availability: Availability::Full,
             restriction: None,
             has_cache: false,
@@ -45,19 +45,19 @@ impl Projection {
             allocated: Sectors::ZERO,
             used: None,
             filesystems: imbl::OrdMap::new(),
-            left_out: Arc::default(),
+            failed_filesystems: Arc::default(),
             devices: imbl::OrdMap::new(),
         };
         Projection { shown, changed: true, blocks_used: None }
     }
 
     /// The view now.
-    pub fn view(&self) -> Arc<view::Pool> {
+    pub fn view(&self) -> Arc<view::PoolView> {
         Arc::new(self.shown.clone())
     }
 
     /// The view, if it has changed since the last call.
-    pub fn take_change(&mut self) -> Option<Arc<view::Pool>> {
+    pub fn take_change(&mut self) -> Option<Arc<view::PoolView>> {
         std::mem::take(&mut self.changed).then(|| self.view())
     }
 
@@ -67,7 +67,7 @@ impl Projection {
     }
 
     /// Shows a new or changed filesystem.
-    pub fn show_filesystem(&mut self, filesystem: view::Filesystem) {
+    pub fn show_filesystem(&mut self, filesystem: view::FilesystemView) {
         // An unchanged value keeps its allocation, so that a comparison does not look into it.
         if self.shown.filesystems.get(&filesystem.uuid).is_none_or(|known| **known != filesystem) {
             self.shown.filesystems.insert(filesystem.uuid, Arc::new(filesystem));
@@ -86,8 +86,8 @@ impl Projection {
     }
 
     /// Shows the filesystems that could not be set up.
-    pub fn show_failed(&mut self, failed: impl Iterator<Item = view::LeftOut>) {
-        self.shown.left_out = failed.collect();
+    pub fn show_failed(&mut self, failed: impl Iterator<Item = view::FailedFilesystemView>) {
+        self.shown.failed_filesystems = failed.collect();
         self.changed = true;
     }
 
@@ -102,7 +102,7 @@ impl Projection {
         self.blocks_used = used;
     }
 
-    fn replace(&mut self, shown: view::Pool) {
+    fn replace(&mut self, shown: view::PoolView) {
         if shown != self.shown {
             self.shown = shown;
             self.changed = true;
@@ -112,12 +112,12 @@ impl Projection {
 
 impl Pool {
     /// The pool as clients see it now.
-    pub fn view(&self) -> Arc<view::Pool> {
+    pub fn view(&self) -> Arc<view::PoolView> {
         self.projection.view()
     }
 
     /// The pool as clients see it, if that changed since the last call.
-    pub fn take_change(&mut self) -> Option<Arc<view::Pool>> {
+    pub fn take_change(&mut self) -> Option<Arc<view::PoolView>> {
         self.projection.take_change()
     }
 
@@ -147,13 +147,13 @@ impl Pool {
     }
 
     /// The block devices as clients see them.
-    fn devices_view(&self) -> impl Iterator<Item = view::Device> {
+    fn devices_view(&self) -> impl Iterator<Item = view::DeviceView> {
         let meta = self.meta();
         meta.device_entries().filter_map(|(tier, entry)| {
             let member = self.members.get(entry.uuid)?;
             let header = member.bda.header();
             let size_now = member.geometry.size;
-            Some(view::Device {
+            Some(view::DeviceView {
                 uuid: entry.uuid,
                 tier,
                 node: member.device.path.clone(),

@@ -7,7 +7,7 @@ use crate::{
         pool::Pool,
     },
     platform::Geometry,
-    view::Tier,
+    view::DeviceTier,
 };
 
 /// Sector sizes of a device.
@@ -16,7 +16,7 @@ pub(in crate::engine) fn of_device(geometry: &Geometry) -> SectorSizes {
 }
 
 /// The devices of a tier, as the sector size rules need them.
-pub(in crate::engine) fn of_tier(pool: &Pool, tier: Tier) -> Vec<sector_rules::Member> {
+pub(in crate::engine) fn of_tier(pool: &Pool, tier: DeviceTier) -> Vec<sector_rules::Member> {
     pool.meta()
         .device_entries()
         .filter(|(of_tier, _)| *of_tier == tier)
@@ -34,7 +34,7 @@ pub(in crate::engine) fn of_tier(pool: &Pool, tier: Tier) -> Vec<sector_rules::M
 
 /// Refuses a pool whose tiers mix sector sizes in a way that may tear writes.
 pub(in crate::engine) fn check(pool: &Pool) -> Result<()> {
-    for tier in [Tier::Data, Tier::Cache] {
+    for tier in [DeviceTier::Data, DeviceTier::Cache] {
         let sizes = of_tier(pool, tier);
         if !sizes.is_empty() {
             sector_rules::effective(&sizes)?;

@@ -32,7 +32,7 @@ impl Entry {
     }
 
     /// The devices that are left aside, with the reasons.
-    pub(super) fn aside(&self) -> Vec<view::LeftAside> {
+    pub(super) fn aside(&self) -> Vec<view::LeftAsideView> {
         match &self.running {
             Some(running) => running.beside.aside(&running.members),
             None => self.set.aside(&BTreeMap::new()),
@@ -57,7 +57,7 @@ pub(super) struct Entries {
     /// The pools that know a device at this node.
     nodes: HashMap<PathBuf, BTreeSet<PoolUuid>>,
     /// What clients see, except for pools that are `stale`.
-    shown: view::Stopped,
+    shown: view::StoppedPoolsView,
     /// Names of pools that clients do not see but can address by name.
     hidden: BTreeMap<PoolUuid, Name>,
     /// Pools that changed after their views were made.
@@ -130,13 +130,13 @@ impl Entries {
     }
 
     /// What clients see of stopped pools.
-    pub(super) fn shown(&mut self) -> &view::Stopped {
+    pub(super) fn shown(&mut self) -> &view::StoppedPoolsView {
         self.refresh();
         &self.shown
     }
 
     /// What clients see, if it has changed since the last call.
-    pub(super) fn take_change(&mut self) -> Option<Arc<view::Stopped>> {
+    pub(super) fn take_change(&mut self) -> Option<Arc<view::StoppedPoolsView>> {
         self.refresh();
         if !std::mem::take(&mut self.changed) {
             return None;

@@ -461,7 +461,7 @@ impl DeviceSet {
     /// The devices that are left aside, with the reasons: clones, and devices that the newest
     /// metadata does not name. Excludes devices that are one device with one that counts or with
     /// one of `members`.
-    pub fn aside(&self, members: &BTreeMap<DeviceNumber, (PathBuf, DevUuid)>) -> Vec<view::LeftAside> {
+    pub fn aside(&self, members: &BTreeMap<DeviceNumber, (PathBuf, DevUuid)>) -> Vec<view::LeftAsideView> {
         let listed = self.listed();
         let mut aside = Vec::new();
         for (id, copies) in &self.seen {
@@ -485,7 +485,7 @@ impl DeviceSet {
                     }
                     _ => continue,
                 };
-                aside.push(view::LeftAside { device: *id, path: device.path.clone(), reason: reason.into() });
+                aside.push(view::LeftAsideView { device: *id, path: device.path.clone(), reason: reason.into() });
             }
         }
         aside
@@ -602,7 +602,7 @@ impl DeviceSet {
     }
 
     /// The pool as clients see it; `None` if it is not shown.
-    pub fn view(&self, uuid: PoolUuid) -> Option<view::StoppedPool> {
+    pub fn view(&self, uuid: PoolUuid) -> Option<view::StoppedPoolView> {
         let verdict = self.verdict();
         // Left-overs belong to nobody and are not shown, except when devices of theirs are up and
         // have to be stopped.
@@ -617,7 +617,7 @@ impl DeviceSet {
             Verdict::Complete(meta) => Some(meta.features_view()),
             _ => None,
         };
-        Some(view::StoppedPool {
+        Some(view::StoppedPoolView {
             uuid,
             name: self.name(),
             devices: self.shown(),

@@ -113,8 +113,8 @@ fn a_change_of_one_pool_makes_no_view_of_another() {
 }
 
 /// What would be shown if no views were kept.
-fn fresh(registry: &Registry, version: u64) -> view::Stopped {
-    let mut fresh = view::Stopped::new(version);
+fn fresh(registry: &Registry, version: u64) -> view::StoppedPoolsView {
+    let mut fresh = view::StoppedPoolsView::new(version);
     for (uuid, entry) in registry.entries.iter() {
         if let Some(view) = entry.stopped().and_then(|set| set.view(uuid)) {
             fresh.insert(view);
@@ -170,7 +170,7 @@ fn what_is_shown_is_what_is_known() {
     let found = devices(5);
     for seed in 0..200 {
         let (mut registry, mut random, mut moments) = (Registry::default(), StdRng::seed_from_u64(seed), Vec::new());
-        let mut shown = view::Stopped::default();
+        let mut shown = view::StoppedPoolsView::default();
         for step in 0..60 {
             act(&mut registry, &found, &mut moments, &mut random);
             let at = format!("seed {seed}, step {step}");

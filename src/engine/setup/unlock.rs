@@ -72,7 +72,7 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
         _ => None,
     });
     if let Some(mode) = unfinished {
-        pool.note_work(Some(Arc::new(view::Work::new(mode, platform.now()))));
+        pool.note_work(Some(Arc::new(view::ReencryptionJob::new(mode, platform.now()))));
     }
 }
 
@@ -151,7 +151,7 @@ pub(super) fn open_container(
             let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
             pool.stack.ensure_all(platform, opened, undo)?;
             if let EncryptionState::Unfinished { mode, .. } = header.state {
-                pool.note_work(Some(Arc::new(view::Work::new(mode, platform.now()))));
+                pool.note_work(Some(Arc::new(view::ReencryptionJob::new(mode, platform.now()))));
             }
             mend_header(platform, pool, &device, &header);
             Ok(())

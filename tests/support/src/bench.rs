@@ -37,7 +37,7 @@ pub struct Bench {
     /// The running pools.
     pub pools: Pools,
     /// Those that do not run, as last told.
-    stopped: RefCell<Arc<view::Stopped>>,
+    stopped: RefCell<Arc<view::StoppedPoolsView>>,
 }
 
 /// Where a test leaves its mark in a filesystem, in bytes: away from what mkfs writes.
@@ -75,7 +75,7 @@ impl Bench {
     }
 
     /// A pool by name.
-    pub fn pool(&self, name: &str) -> Option<Arc<view::Pool>> {
+    pub fn pool(&self, name: &str) -> Option<Arc<view::PoolView>> {
         self.pools.0.values().find(|pool| pool.name().as_str() == name).map(Pool::view)
     }
 
@@ -85,7 +85,7 @@ impl Bench {
     }
 
     /// The pools that are known and do not run.
-    pub fn stopped(&self) -> Arc<view::Stopped> {
+    pub fn stopped(&self) -> Arc<view::StoppedPoolsView> {
         if let Some(stopped) = self.engine.take_stopped_change() {
             self.stopped.replace(stopped);
         }
@@ -93,8 +93,9 @@ impl Bench {
     }
 
     /// A pool that does not run, by name.
-    pub fn stopped_pool(&self, name: &str) -> Option<view::StoppedPool> {
-        let named = |pool: &&Arc<view::StoppedPool>| pool.name.as_ref().is_some_and(|of_pool| of_pool.as_str() == name);
+    pub fn stopped_pool(&self, name: &str) -> Option<view::StoppedPoolView> {
+        let named =
+            |pool: &&Arc<view::StoppedPoolView>| pool.name.as_ref().is_some_and(|of_pool| of_pool.as_str() == name);
         self.stopped().list().iter().find(named).map(|pool| (**pool).clone())
     }
 
@@ -167,7 +168,7 @@ impl Bench {
     }
 
     /// Whether the link of a filesystem leads to its device.
-    pub fn is_linked(&self, pool: &str, filesystem: &view::Filesystem) -> bool {
+    pub fn is_linked(&self, pool: &str, filesystem: &view::FilesystemView) -> bool {
         let device = self.sim.dm_find(&dm_names::filesystem(self.id(pool), filesystem.uuid)).expect("the machine runs");
         let link = filesystem.name.link_in(&name(pool));
         device.is_some_and(|device| self.sim.link(&link) == Some(device.number))

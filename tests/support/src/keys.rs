@@ -79,6 +79,6 @@ pub fn start(bench: &mut Bench, pool: &str, method: Option<UnlockMethod>, passph
 }
 
 /// How clients see that a pool can be unlocked.
-pub fn shown(bench: &Bench, pool: &str) -> view::Encryption {
+pub fn shown(bench: &Bench, pool: &str) -> view::EncryptionView {
     bench.pool(pool).unwrap().encryption.clone().unwrap()
 }

@@ -13,7 +13,7 @@ use stratisd::{
         dm::{Line, Target},
         luks::ReencryptionMode,
     },
-    view::Tier,
+    view::DeviceTier,
 };
 
 use crate::bench::Bench;
@@ -152,7 +152,7 @@ impl State {
 
     /// Whether a work on the data of a pool is not done.
     pub fn is_at_work(&self) -> bool {
-        self.running.values().any(|pool| pool.work.is_some())
+        self.running.values().any(|pool| pool.reencryption.is_some())
     }
 
     /// Whether a pool is encrypted.
@@ -165,7 +165,7 @@ impl State {
         let pools = bench.names().into_iter().map(|pool_name| {
             let pool = bench.pool(&pool_name).expect("the name was just listed");
             let devices = pool.devices.values().map(|device| {
-                let of_cache = device.tier == Tier::Cache;
+                let of_cache = device.tier == DeviceTier::Cache;
                 (device.physical.display().to_string(), (device.user_info.clone(), device.size.0, of_cache))
             });
             let encryption = pool.encryption.as_ref().map(|encryption| EncryptionState {
@@ -206,7 +206,7 @@ impl State {
                 devices: devices.collect(),
                 encryption,
                 reencrypted: pool.last_reencrypt.is_some(),
-                work: pool.work.as_ref().map(|work| work.kind),
+                work: pool.reencryption.as_ref().map(|work| work.kind),
                 filesystems: filesystems.collect(),
             };
             (pool_name, state)
