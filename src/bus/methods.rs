@@ -27,7 +27,7 @@ use crate::{
         encryption::{BindRequest, EncryptionError, Kind, NewBinding, RebindRequest, SlotRequest, UnlockMethod},
         ops::{
             self, CacheTier, IntegritySpec, KeyChange, MetadataCopy, MetadataVersion, NewPool, Secret, StopOutcome,
-            TagSpec, Unlock,
+            TagSpec, UnlockOptions,
         },
         request::Step,
     },
@@ -251,8 +251,8 @@ pub(super) fn start_pool_r4(mut call: Call<'_>) -> Handled {
 }
 
 /// Unlocks with the keys that are already available.
-fn without_key(method: Option<UnlockMethod>) -> Unlock {
-    Unlock { method, passphrase: None }
+fn without_key(method: Option<UnlockMethod>) -> UnlockOptions {
+    UnlockOptions { method, passphrase: None }
 }
 
 pub(super) fn start_pool_r8(mut call: Call<'_>) -> Handled {
@@ -281,12 +281,12 @@ fn start_pool_with_key(
             return Ok(HandlerResult::Chain(start_pool(which, without_key(method), cache)));
         };
         Ok(with_passphrase(descriptor, move |passphrase| {
-            start_pool(which, Unlock { method, passphrase: Some(passphrase) }, cache)
+            start_pool(which, UnlockOptions { method, passphrase: Some(passphrase) }, cache)
         }))
     })())
 }
 
-fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Step<Outcome> {
+fn start_pool(which: PoolRef, unlock: UnlockOptions, cache: CacheTier) -> Step<Outcome> {
     let tell = |started: Option<ops::Started>| {
         let ops::Started { pool, devices, filesystems } = started?;
         Some(changed_later(move |tree| {

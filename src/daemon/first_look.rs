@@ -256,7 +256,7 @@ mod tests {
         assert!(gate.wait_for(1, HANG));
         // The pool is listed as being set up, and a request to start it waits.
         assert_eq!(ops::being_set_up(&bench.engine), ["slow"]);
-        let stop = ops::start_pool(slow.into(), ops::Unlock::default(), ops::CacheTier::Keep);
+        let stop = ops::start_pool(slow.into(), ops::UnlockOptions::default(), ops::CacheTier::Keep);
         let stop = stop.map(|started| assert_eq!(started.unwrap(), None, "it runs when the answer comes"));
         assert_eq!(bench.start().run(vec![("start".to_owned(), stop)], Duration::ZERO).unwrap(), Waited::Late);
         gate.open();
@@ -280,7 +280,7 @@ mod tests {
         assert!(gate.wait_for(1, HANG));
 
         let (tell, answered) = unbounded();
-        let (unlock, keep) = (ops::Unlock::default, ops::CacheTier::Keep);
+        let (unlock, keep) = (ops::UnlockOptions::default, ops::CacheTier::Keep);
         let by_name = PoolRef::Name(Name::new("slow").unwrap());
         let about_slow: Vec<Step<bool>> = vec![
             ops::start_pool(slow.into(), unlock(), keep).map(|started| started.is_ok()),

@@ -13,7 +13,7 @@ use crate::{
     base::units::Sectors,
     engine::metadata::{
         HeaderFlags, Layout, Mda, PlannedWrite, StaticHeader,
-        header::{self, BLOCK_BYTES, Found, Half, Invalid, Resolved, Unresolved},
+        header::{self, BLOCK_BYTES, CopyContents, Half, Invalid, Resolved, Unresolved},
         mda::{MdaError, Plan, next_stamp},
     },
     platform::{self, DeviceWrite, Platform, Timestamp, WriteStep},
@@ -467,10 +467,10 @@ pub fn newest<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, &Bda)]) -> Result
 fn load_header<D: Disks + ?Sized>(disks: &D, path: &Path) -> Result<Option<(StaticHeader, Option<Half>)>> {
     let mut unread = None;
     let [first, second] = Half::BOTH.map(|half| match disks.read_at(path, half.block_offset(), BLOCK_BYTES) {
-        Ok(block) => Found::in_block(&block),
+        Ok(block) => CopyContents::in_block(&block),
         Err(error) => {
             unread = Some(error);
-            Found::Unreadable
+            CopyContents::Unreadable
         }
     });
     let path_buf = path.to_owned();

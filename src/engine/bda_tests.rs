@@ -471,7 +471,7 @@ fn damaged_metadata_is_an_error_and_not_a_foreign_device() {
     assert!(matches!(load(&machine), Err(BdaError::Mda { .. })));
 }
 
-/// Found by `nothing_acknowledged_is_ever_lost`: the headers of two saves stayed in the disk's
+/// CopyContents by `nothing_acknowledged_is_ever_lost`: the headers of two saves stayed in the disk's
 /// cache, because the flush after them failed. Both pairs then had one region overwritten. A third
 /// save was then interrupted. This is the reason for the flush before a save that follows a failed
 /// one.

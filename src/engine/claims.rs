@@ -93,12 +93,12 @@ struct Held {
     keys: BTreeSet<Key>,
     /// By pool, so that no request has to look through the keys of other pools. Pools without work
     /// have no entry.
-    work: BTreeMap<PoolUuid, Work>,
+    work: BTreeMap<PoolUuid, PoolWork>,
     given_back: u64,
 }
 
 #[derive(Debug, Default)]
-struct Work {
+struct PoolWork {
     /// How many of the claimed keys are work in this pool.
     claimed: usize,
     /// The engine's count of claims given back, of whatever kind, when a claim in this pool was

@@ -47,17 +47,17 @@ pub const LAYOUT_V1: HeaderLayout = HeaderLayout {
 
 /// How a pool is to be unlocked.
 #[derive(Debug, Clone, Default)]
-pub struct Unlock {
+pub struct UnlockOptions {
     /// Which bindings may be used; `None`: the user named none.
     pub method: Option<UnlockMethod>,
     /// The passphrase, if the user gave one; `None`: the binding says where to get it.
     pub passphrase: Option<Secret>,
 }
 
-impl Unlock {
+impl UnlockOptions {
     /// Allows every binding.
-    pub fn any() -> Unlock {
-        Unlock { method: Some(UnlockMethod::Any), passphrase: None }
+    pub fn any() -> UnlockOptions {
+        UnlockOptions { method: Some(UnlockMethod::Any), passphrase: None }
     }
 }
 
@@ -79,7 +79,7 @@ pub fn open(
 }
 
 /// A binding that is being made: its passphrase, and its token without the keyslot.
-struct Draft {
+struct BindingDraft {
     token: u32,
     passphrase: Secret,
     source: Source,
@@ -104,7 +104,7 @@ pub fn keyslot(kind: Kind, number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
 
 /// Bindings that are being made. Keyrings and servers have been asked, and nothing has been
 /// written.
-pub struct Prepared(Vec<Draft>);
+pub struct Prepared(Vec<BindingDraft>);
 
 impl Prepared {
     /// Gets the passphrases: existing ones from the keyring, or new ones that Clevis encrypts. This
@@ -113,7 +113,7 @@ impl Prepared {
     /// # Errors
     /// If a key is missing, or Clevis fails.
     pub fn new(platform: &dyn Platform, assigned: &[Assigned]) -> Result<Prepared> {
-        let draft = |Assigned { token, request }: &Assigned| -> Result<Draft> {
+        let draft = |Assigned { token, request }: &Assigned| -> Result<BindingDraft> {
             let (passphrase, source) = match request {
                 BindRequest::Keyring(description) => {
                     (encryption::key(platform, description)?, Source::Keyring(description.clone()))
@@ -124,7 +124,7 @@ impl Prepared {
                     (passphrase, Source::Clevis(jwe.map_err(EncryptionError::from)?))
                 }
             };
-            Ok(Draft { token: *token, passphrase, source })
+            Ok(BindingDraft { token: *token, passphrase, source })
         };
         Ok(Prepared(assigned.iter().map(draft).collect::<Result<_>>()?))
     }
@@ -141,7 +141,7 @@ impl Prepared {
 
     /// Tokens for the bindings, with keyslots of these numbers.
     pub fn tokens(&self, numbers: impl IntoIterator<Item = u32>) -> BTreeMap<u32, Value> {
-        let token = |(draft, keyslot): (&Draft, u32)| {
+        let token = |(draft, keyslot): (&BindingDraft, u32)| {
             let token = match &draft.source {
                 Source::Keyring(description) => keyring_token(description, keyslot),
                 Source::Clevis(jwe) => clevis_token(jwe.clone(), keyslot),
@@ -187,7 +187,9 @@ pub fn bring_up(
     prepared: &Prepared,
     undo: &mut Rollback,
 ) -> Result<()> {
-    let Some(Draft { passphrase, .. }) = prepared.0.first() else { return Err(EncryptionError::NoMechanism.into()) };
+    let Some(BindingDraft { passphrase, .. }) = prepared.0.first() else {
+        return Err(EncryptionError::NoMechanism.into());
+    };
     let name = stack.name(Role::Crypt);
     let opened = name.clone();
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));

@@ -59,7 +59,7 @@ pub enum Error {
         "pool {pool} already has a filesystem named {name}, which could not be set up; see the log for the reason, or choose \
          another name"
     )]
-    LeftOut { pool: Name, name: Name },
+    FailedFilesystem { pool: Name, name: Name },
     #[error("device paths must be absolute: {}; give full paths, such as /dev/sda", list(.0))]
     RelativePaths(Vec<PathBuf>),
     #[error("a pool needs at least one block device; give one")]
@@ -108,7 +108,7 @@ pub enum Error {
          set them up again, and see the engine state report for the reason; to discard them, stop the pool and wipe its \
          devices", some(.filesystems.iter().map(|name| shortened(name).into_owned()))
     )]
-    HasLeftOut { pool: Name, filesystems: Vec<String> },
+    HasFailedFilesystems { pool: Name, filesystems: Vec<String> },
     #[error("pool {pool} would have {wanted} filesystems, and its limit is {limit}; raise the limit or destroy some")]
     FilesystemLimit { pool: Name, limit: u64, wanted: u64 },
     #[error(

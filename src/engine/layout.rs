@@ -391,22 +391,26 @@ fn space(header: &StaticHeader, taken: impl IntoIterator<Item = Segment>) -> Res
 
 /// A planned pool, as far as it can be planned before the size of its thin metadata is known.
 #[derive(Debug)]
-pub struct Draft<'a> {
+pub struct LayoutDraft<'a> {
     version: MetadataVersion,
     devices: &'a [NewDevice<'a>],
     tier: Tier,
 }
 
-impl<'a> Draft<'a> {
+impl<'a> LayoutDraft<'a> {
     /// Plans a pool on these devices.
     ///
     /// # Errors
     /// When a device is too small.
-    pub fn new(version: MetadataVersion, integrity: IntegritySpec, devices: &'a [NewDevice<'a>]) -> Result<Draft<'a>> {
+    pub fn new(
+        version: MetadataVersion,
+        integrity: IntegritySpec,
+        devices: &'a [NewDevice<'a>],
+    ) -> Result<LayoutDraft<'a>> {
         let integrity_spec = (version == MetadataVersion::V2).then_some(integrity);
         let devs = devices.iter().map(|device| new_entry(device, integrity_spec.as_ref())).collect::<Result<_>>()?;
         let tier = Tier::new(BlockDevs::new(vec![Vec::new()], devs), integrity_spec);
-        Ok(Draft { version, devices, tier })
+        Ok(LayoutDraft { version, devices, tier })
     }
 
     fn crypt_reserved(&self) -> Sectors {

@@ -48,7 +48,7 @@ impl History {
         let header = History::header(version, 0, DISK_AT_FIRST);
         let info = long("h");
         let first = [NewDevice { header: &header, hardware_info: Some(&info) }];
-        let draft = Draft::new(version, IntegritySpec::default(), &first).unwrap();
+        let draft = LayoutDraft::new(version, IntegritySpec::default(), &first).unwrap();
         let thin_metadata = sizes::thin_metadata_at_most(draft.usable(), sizes::FS_LIMIT);
         let meta = draft.lay_out(&long("n"), thin_metadata).unwrap();
         History { version, meta, headers: vec![header], longest: 0 }
@@ -73,7 +73,7 @@ impl History {
         let headers: Vec<&StaticHeader> = headers.iter().collect();
         loop {
             let (usable, metadata) = (self.usable(), total(&self.meta.flex_devs.thin_meta_dev));
-            let asked = growth::Pool {
+            let asked = growth::GrowthFacts {
                 usable,
                 available: usable.saturating_sub(self.meta.handed_out()),
                 metadata,

@@ -15,7 +15,7 @@ use crate::{
         units::Sectors,
     },
     engine::{
-        containers::{self, LAYOUT_V1, Prepared, Unlock},
+        containers::{self, LAYOUT_V1, Prepared, UnlockOptions},
         dm_names,
         encryption::{
             Assigned, Bindings, EncryptionError, Kind, Mechanism, STRATIS_TOKEN, StratisToken, UNFINISHED_TOKEN,
@@ -105,7 +105,7 @@ impl LuksDevice {
     ///
     /// # Errors
     /// If no binding opens it. `undo` closes it again.
-    pub fn open(&self, platform: &dyn Platform, unlock: &Unlock, undo: &mut Rollback) -> Result<BlockDevice> {
+    pub fn open(&self, platform: &dyn Platform, unlock: &UnlockOptions, undo: &mut Rollback) -> Result<BlockDevice> {
         let name = self.name();
         let method = unlock.method.ok_or(Error::Locked { pool: self.token.pool })?;
         let opened = name.clone();

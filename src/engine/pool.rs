@@ -30,7 +30,7 @@ pub(in crate::engine) mod sector_sizes;
 mod space;
 
 use self::{
-    availability::Restrictions, encryption::EncryptionState, filesystems::Filesystems, growth_monitor::GrowthMonitor,
+    availability::Restrictions, encryption::PoolEncryption, filesystems::Filesystems, growth_monitor::GrowthMonitor,
     projection::Projection, record::PoolRecord,
 };
 pub use self::{
@@ -75,7 +75,7 @@ pub struct Pool {
     /// What checks remember about the thin pool.
     pub(super) growth: GrowthMonitor,
     /// How the pool is encrypted.
-    encryption: EncryptionState,
+    encryption: PoolEncryption,
     /// What restricts the pool.
     restrictions: Restrictions,
     /// The pool as clients see it.
@@ -101,7 +101,7 @@ impl Pool {
             filesystems: Filesystems::default(),
             gone: false,
             growth: GrowthMonitor::default(),
-            encryption: EncryptionState::default(),
+            encryption: PoolEncryption::default(),
             restrictions: Restrictions::default(),
         };
         pool.show();
@@ -259,7 +259,7 @@ impl Pool {
     /// Refuses the name of a recorded filesystem that could not be set up.
     pub(super) fn check_not_failed(&self, name: &Name) -> Result<()> {
         match self.filesystems.failed().any(|record| record.name == name.as_str()) {
-            true => Err(Error::LeftOut { pool: self.name.clone(), name: name.clone() }),
+            true => Err(Error::FailedFilesystem { pool: self.name.clone(), name: name.clone() }),
             false => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use self::entries::{Entries, Entry};
-pub use self::set::{DeviceSet, Found, STOPPED, Seen, Verdict};
+pub use self::set::{DeviceSet, DeviceSetVerdict, FoundDevice, STOPPED, Seen};
 use crate::{
     base::{
         ids::{DevUuid, PoolUuid},

@@ -85,9 +85,9 @@ fn the_origin_keeps_its_identity_and_gets_the_snapshots_device() {
         fs_size_limit: before[1].fs_size_limit,
         ..before[0].clone()
     };
-    let heir = FilesystemRecord { origin: Some(id(1)), ..before[3].clone() };
-    assert_eq!(records, [merged.clone(), before[2].clone(), heir.clone()]);
-    assert_eq!(changed, [merged, heir]);
+    let passed_on = FilesystemRecord { origin: Some(id(1)), ..before[3].clone() };
+    assert_eq!(records, [merged.clone(), before[2].clone(), passed_on.clone()]);
+    assert_eq!(changed, [merged, passed_on]);
     // Again: nothing is left to be done.
     let once = records.clone();
     assert_eq!(apply(&mut records, &revert), Some(vec![]));

@@ -3,15 +3,15 @@
 //!
 //! If a daemon that ran before has left the stack up, it is adopted layer by layer.
 
+mod activate;
 mod past_cache;
-mod raise;
 mod thin_pool;
 mod unlock;
 mod unrecorded_cache;
 
 use std::{collections::BTreeSet, path::Path};
 
-use self::raise::{Raise, Raised};
+use self::activate::{Activated, Activation};
 use self::thin_pool::bring_up_thin_pool;
 pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
@@ -20,7 +20,7 @@ use crate::{
     engine::{
         bda::{self, Bda, Choose, Repair},
         claims::Claim,
-        containers::{self, Unlock},
+        containers::{self, UnlockOptions},
         devices,
         dm_names::{self, Role},
         error::{Error, Result},
@@ -31,7 +31,7 @@ use crate::{
             pool::{Segment, Tier},
         },
         pool::{Filesystem, Member, Members, Pool, sector_sizes},
-        registry::{DeviceSet, Found},
+        registry::{DeviceSet, FoundDevice},
         request::{Access, Granted, Mode, Part, Step},
         revert,
         stack::{Stack, ensure_device},
@@ -76,7 +76,7 @@ pub enum CacheTier {
 }
 
 /// A pool with everything up except the filesystems.
-pub(super) struct Foundation {
+pub(super) struct Assembly {
     pool: Pool,
     thin_pool: DeviceNumber,
     /// Logical sector size of the thin pool.
@@ -84,7 +84,7 @@ pub(super) struct Foundation {
     records: Vec<FilesystemRecord>,
     /// Devices of a cache that the pool gives up, with the containers they lie in; `None` if the
     /// pool had no cache or keeps it.
-    former: Option<Vec<(Found, Option<LuksDevice>)>>,
+    former: Option<Vec<(FoundDevice, Option<LuksDevice>)>>,
     undo: Rollback,
 }
 
@@ -95,15 +95,15 @@ pub(super) struct Foundation {
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
-pub(super) fn lay_foundation(
+pub(super) fn assemble(
     platform: &dyn Platform,
     uuid: PoolUuid,
     set: &DeviceSet,
     mut meta: PoolMetadata,
     cache: CacheTier,
-    unlock: Option<&Unlock>,
+    unlock: Option<&UnlockOptions>,
     opened: Rollback,
-) -> Result<Foundation> {
+) -> Result<Assembly> {
     // Somebody has used the pool since its destruction was decided; otherwise it would not be set
     // up.
     meta.destroying = None;
@@ -116,7 +116,7 @@ pub(super) fn lay_foundation(
         log::warn!("pool {}: cannot read its sector size: {}", pool.name(), error.sentence());
         Sectors(1)
     });
-    Ok(Foundation { pool, thin_pool, sector, records, former, undo })
+    Ok(Assembly { pool, thin_pool, sector, records, former, undo })
 }
 
 fn lay(
@@ -125,7 +125,7 @@ fn lay(
     set: &DeviceSet,
     meta: PoolMetadata,
     former_cache: Option<Tier>,
-    unlock: Option<&Unlock>,
+    unlock: Option<&UnlockOptions>,
     undo: &mut Rollback,
 ) -> Result<(Pool, DeviceNumber, Vec<FilesystemRecord>)> {
     let name = Name::new(&meta.name)?;
@@ -183,46 +183,47 @@ fn lay(
     Ok((pool, thin_pool, records))
 }
 
-impl Foundation {
+impl Assembly {
     /// How to bring up the thin device of a filesystem.
-    fn raise(&self, record: &FilesystemRecord) -> Raise {
-        Raise::new(self.pool.uuid(), self.thin_pool, record, self.sector)
+    fn activation(&self, record: &FilesystemRecord) -> Activation {
+        Activation::new(self.pool.uuid(), self.thin_pool, record, self.sector)
     }
 
     /// Sets up the filesystems side by side, which completes the pool.
     pub fn build(self) -> Step<Result<Pool>> {
         let part = |record: &FilesystemRecord| -> Part {
-            let raise = self.raise(record);
-            Box::new(move |engine| Box::new(raise.run(engine.platform())))
+            let activation = self.activation(record);
+            Box::new(move |engine| Box::new(activation.run(engine.platform())))
         };
         let parts = self.records.iter().map(part).collect();
         Step::Parallel(
             parts,
             Box::new(move |engine, results| {
-                let raised = results.into_iter().map(|part| part?.downcast::<Raised>().ok().map(|raised| *raised));
-                Step::Done(self.complete(engine.platform(), raised.collect()))
+                let activated =
+                    results.into_iter().map(|part| part?.downcast::<Activated>().ok().map(|activated| *activated));
+                Step::Done(self.complete(engine.platform(), activated.collect()))
             }),
         )
     }
 
-    /// As [`Foundation::build`], one filesystem after the other, for a pool whose filesystems are
+    /// As [`Assembly::build`], one filesystem after the other, for a pool whose filesystems are
     /// up already.
     ///
     /// # Errors
-    /// As [`lay_foundation`].
+    /// As [`assemble`].
     pub fn build_now(self, platform: &dyn Platform) -> Result<Pool> {
-        let raised = self.records.iter().map(|record| Some(self.raise(record).run(platform))).collect();
-        self.complete(platform, raised)
+        let activated = self.records.iter().map(|record| Some(self.activation(record).run(platform))).collect();
+        self.complete(platform, activated)
     }
 
     /// Takes the filesystems in and writes what has to be recorded. `None`: bringing up a
     /// filesystem panicked.
-    fn complete(self, platform: &dyn Platform, raised: Vec<Option<Raised>>) -> Result<Pool> {
-        let Foundation { mut pool, records, former, mut undo, .. } = self;
-        let devices: Vec<Result<(DeviceNumber, Sectors)>> = raised
+    fn complete(self, platform: &dyn Platform, activated: Vec<Option<Activated>>) -> Result<Pool> {
+        let Assembly { mut pool, records, former, mut undo, .. } = self;
+        let devices: Vec<Result<(DeviceNumber, Sectors)>> = activated
             .into_iter()
-            .map(|raised| {
-                let Raised { device, undo: others } = raised.ok_or(Error::Panicked)?;
+            .map(|activated| {
+                let Activated { device, undo: others } = activated.ok_or(Error::Panicked)?;
                 undo.append(others);
                 device
             })
@@ -254,11 +255,11 @@ impl Foundation {
                 log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
             }
         }
-        let doomed = former.iter().map(|(found, container)| {
+        let to_wipe = former.iter().map(|(found, container)| {
             let (path, container) = (found.device.path.as_path(), container.as_ref());
-            Doomed { path, container, parts: Vec::new(), stamp: None }
+            DeviceToWipe { path, container, parts: Vec::new(), stamp: None }
         });
-        for (Doomed { path, .. }, error) in wipe_each(platform, doomed.collect()) {
+        for (DeviceToWipe { path, .. }, error) in wipe_each(platform, to_wipe.collect()) {
             log::error!("cannot wipe {}, which is no cache device any more: {}", path.display(), error.sentence());
         }
         Ok(pool)
@@ -281,14 +282,14 @@ fn correct_size(platform: &dyn Platform, pool: &Pool, mut record: FilesystemReco
 }
 
 /// The devices of a tier that exist, with the containers they lie in.
-fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(Found, Option<LuksDevice>)> {
+fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(FoundDevice, Option<LuksDevice>)> {
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
     let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
     former.map(|found| (found.clone(), set.container(found.bda.header().device).cloned())).collect()
 }
 
 /// A device of a destroyed pool, or of a cache that has been given up.
-pub(super) struct Doomed<'a> {
+pub(super) struct DeviceToWipe<'a> {
     /// The device that holds the Stratis area.
     pub path: &'a Path,
     /// The container that the device lies in.
@@ -299,7 +300,7 @@ pub(super) struct Doomed<'a> {
     pub stamp: Option<Timestamp>,
 }
 
-impl Doomed<'_> {
+impl DeviceToWipe<'_> {
     /// Wipes all but the Stratis area of a device that lies in no container.
     fn wipe_other(&self, platform: &dyn Platform) -> Result<()> {
         self.parts.iter().try_for_each(|part| containers::wipe(platform, self.path, part.start, part.length))?;
@@ -310,39 +311,39 @@ impl Doomed<'_> {
 /// Wipes devices, the Stratis areas side by side. A device that cannot be wiped does not keep the
 /// others from being wiped. Each device is tried twice, because nobody may look at it again soon.
 /// Returns those that could not be wiped.
-fn wipe_each<'a>(platform: &dyn Platform, doomed: Vec<Doomed<'a>>) -> Vec<(Doomed<'a>, Error)> {
-    let wipe = |doomed: Vec<Doomed<'a>>| -> Vec<(Doomed<'a>, Error)> {
-        let mut wiped: Vec<Result<()>> = doomed.iter().map(|doomed| doomed.wipe_other(platform)).collect();
-        let areas = |(at, doomed): (usize, &Doomed<'a>)| {
-            let is_next = doomed.container.is_none() && wiped[at].is_ok();
-            is_next.then_some((at, doomed.path))
+fn wipe_each<'a>(platform: &dyn Platform, to_wipe: Vec<DeviceToWipe<'a>>) -> Vec<(DeviceToWipe<'a>, Error)> {
+    let wipe = |to_wipe: Vec<DeviceToWipe<'a>>| -> Vec<(DeviceToWipe<'a>, Error)> {
+        let mut wiped: Vec<Result<()>> = to_wipe.iter().map(|device| device.wipe_other(platform)).collect();
+        let areas = |(at, device): (usize, &DeviceToWipe<'a>)| {
+            let is_next = device.container.is_none() && wiped[at].is_ok();
+            is_next.then_some((at, device.path))
         };
-        let areas: Vec<(usize, &Path)> = doomed.iter().enumerate().filter_map(areas).collect();
+        let areas: Vec<(usize, &Path)> = to_wipe.iter().enumerate().filter_map(areas).collect();
         let results = devices::wipe_each(platform, areas.iter().map(|(_, path)| *path));
         areas.iter().zip(results).for_each(|((at, _), result)| wiped[*at] = result);
-        doomed.into_iter().zip(wiped).filter_map(|(doomed, wiped)| Some((doomed, wiped.err()?))).collect()
+        to_wipe.into_iter().zip(wiped).filter_map(|(device, wiped)| Some((device, wiped.err()?))).collect()
     };
-    let left = wipe(doomed);
-    wipe(left.into_iter().map(|(doomed, _)| doomed).collect())
+    let left = wipe(to_wipe);
+    wipe(left.into_iter().map(|(device, _)| device).collect())
 }
 
 /// Wipes the devices of a destroyed pool, with the parts of the pool's LUKS2 header on them. The
 /// devices with the newest metadata, which says that the pool is destroyed, are wiped last, and
 /// only after all others: cache devices hold no pool metadata, and some devices may hold metadata
 /// that does not say so. What cannot be wiped now is wiped when the devices are next looked at.
-pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, doomed: impl Iterator<Item = Doomed<'a>>) {
-    let wipe = |doomed: Vec<Doomed<'_>>| {
-        let left = wipe_each(platform, doomed);
-        for (Doomed { path, .. }, error) in &left {
+pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, to_wipe: impl Iterator<Item = DeviceToWipe<'a>>) {
+    let wipe = |to_wipe: Vec<DeviceToWipe<'_>>| {
+        let left = wipe_each(platform, to_wipe);
+        for (DeviceToWipe { path, .. }, error) in &left {
             let (path, what) = (path.display(), error.sentence());
             log::error!("cannot wipe {path}, which belongs to a pool that has been destroyed: {what}");
         }
         left.is_empty()
     };
-    let doomed: Vec<_> = doomed.collect();
-    let newest = doomed.iter().filter_map(|doomed| doomed.stamp).max();
+    let to_wipe: Vec<_> = to_wipe.collect();
+    let newest = to_wipe.iter().filter_map(|device| device.stamp).max();
     let (telling, others): (Vec<_>, Vec<_>) =
-        doomed.into_iter().partition(|doomed| doomed.stamp.is_some_and(|s| Some(s) == newest));
+        to_wipe.into_iter().partition(|device| device.stamp.is_some_and(|s| Some(s) == newest));
     if wipe(others) {
         wipe(telling);
     }
@@ -350,7 +351,7 @@ pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, doomed: impl Iterator<
 
 /// Marks a device as not named by pool metadata, before the metadata without the device is written.
 /// If the device is not wiped afterwards, it must not stand in the way of the pool.
-fn disown(platform: &dyn Platform, found: &mut Found, undo: &mut Rollback) {
+fn disown(platform: &dyn Platform, found: &mut FoundDevice, undo: &mut Rollback) {
     let path = found.device.path.clone();
     let at = path.clone();
     undo.push(When::Unused, format!("take the mark off {}", path.display()), move |platform| -> Result<()> {
@@ -447,7 +448,7 @@ fn work_off_journal(
             if matches!(entry, Journal::Destroy(_)) && !is_recorded {
                 // As `finish_destroy` does, which may have done only a part of it.
                 let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
-                snapshots.for_each(|record| record.origin = pending.heir);
+                snapshots.for_each(|record| record.origin = pending.new_origin);
             }
         }
     }
@@ -502,16 +503,16 @@ fn set_up_filesystem(
 pub(super) fn finish_destroy(
     platform: &dyn Platform,
     pool: &Pool,
-    doomed: &Pending,
+    pending: &Pending,
     survivors: &mut [FilesystemRecord],
 ) -> Result<()> {
     let mdv = Mdv::new(platform, pool.uuid());
-    for snapshot in survivors.iter_mut().filter(|record| record.origin == Some(doomed.uuid)) {
-        snapshot.origin = doomed.heir;
+    for snapshot in survivors.iter_mut().filter(|record| record.origin == Some(pending.uuid)) {
+        snapshot.origin = pending.new_origin;
         mdv.save(snapshot)?;
     }
-    mdv.remove(doomed.uuid)?;
-    delete_thin(platform, pool, doomed, survivors)
+    mdv.remove(pending.uuid)?;
+    delete_thin(platform, pool, pending, survivors)
 }
 
 /// Removes a thin device that no record names: its device-mapper device, if it is up, and the

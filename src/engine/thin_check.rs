@@ -34,7 +34,7 @@ const READ_BYTES: u64 = 16 << 20;
 
 /// The verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ThinCheckVerdict {
     /// The metadata is sound.
     Sound,
     /// The metadata is damaged. The text is that of thin_check.
@@ -46,10 +46,10 @@ pub(super) enum Verdict {
 ///
 /// # Errors
 /// If there is no verdict: thin_check could not be run, was killed, or could not read the device.
-pub(super) fn check(platform: &dyn Platform, node: &Path, size: Sectors) -> Result<Verdict> {
+pub(super) fn check(platform: &dyn Platform, node: &Path, size: Sectors) -> Result<ThinCheckVerdict> {
     let run = || match platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
-        Ok(_) => Ok(Verdict::Sound),
-        Err(Error::Program { end, what, .. }) if is_finding(end, &what) => Ok(Verdict::Damaged(what)),
+        Ok(_) => Ok(ThinCheckVerdict::Sound),
+        Err(Error::Program { end, what, .. }) if is_finding(end, &what) => Ok(ThinCheckVerdict::Damaged(what)),
         Err(error) => Err(error),
     };
     let verdict = match run() {
@@ -58,7 +58,7 @@ pub(super) fn check(platform: &dyn Platform, node: &Path, size: Sectors) -> Resu
         Err(Error::Program { end: ProgramEnd::NotRun | ProgramEnd::Status(_) | ProgramEnd::Signal(_), .. }) => run(),
         verdict => verdict,
     }?;
-    if verdict != Verdict::Sound {
+    if verdict != ThinCheckVerdict::Sound {
         read_all(platform, node, size)?;
     }
     Ok(verdict)

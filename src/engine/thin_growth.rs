@@ -43,7 +43,7 @@ fn grow_at_set_up(platform: &dyn Platform, pool: &mut Pool, records: &[Filesyste
         return Ok(());
     }
     let filesystems = records.iter().map(|record| record.size).fold(Sectors::ZERO, Sectors::saturating_add);
-    let facts = growth::Pool { filesystems, ..facts(pool, None, Some(fill(&status))) };
+    let facts = growth::GrowthFacts { filesystems, ..facts(pool, None, Some(fill(&status))) };
     carry_out(platform, pool, &growth::pool(&facts)).map(drop)
 }
 
@@ -57,8 +57,8 @@ pub fn fill(status: &PoolStatus) -> Fill {
 }
 
 /// The facts from which growth is planned.
-pub fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) -> growth::Pool {
-    growth::Pool {
+pub fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) -> growth::GrowthFacts {
+    growth::GrowthFacts {
         usable: pool.usable_size(),
         available: pool.growable(),
         metadata: pool.thin_metadata(),

@@ -192,7 +192,7 @@ pub const ENCRYPTION_CASES: &[Case] = &[
         },
         act: |bench| {
             let pool = PoolRef::Name(name("p"));
-            bench.run(ops::start_pool(pool, ops::Unlock::any(), ops::CacheTier::Drop)).map(drop)
+            bench.run(ops::start_pool(pool, ops::UnlockOptions::any(), ops::CacheTier::Drop)).map(drop)
         },
         next: by_each,
     },

@@ -12,7 +12,7 @@ use stratisd::{
     engine::{
         Result,
         metadata::MetadataVersion,
-        ops::{self, CacheTier, StopOutcome, Unlock},
+        ops::{self, CacheTier, StopOutcome, UnlockOptions},
     },
     platform::{Platform, WriteStep},
 };
@@ -99,7 +99,7 @@ fn stopped_with_cache(bench: &mut Bench, version: MetadataVersion) {
 
 fn start_without_cache(bench: &mut Bench) -> Result<()> {
     let pool = PoolRef::Name(name("p"));
-    bench.run(ops::start_pool(pool, Unlock::default(), CacheTier::Drop)).map(drop)
+    bench.run(ops::start_pool(pool, UnlockOptions::default(), CacheTier::Drop)).map(drop)
 }
 
 fn start_and_write(bench: &mut Bench) -> Result<()> {

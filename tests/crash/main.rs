@@ -418,7 +418,7 @@ fn unlock_all(bench: &mut Bench, at: &str) {
 fn start_all(bench: &mut Bench, at: &str) {
     for pool in bench.stopped().list().iter() {
         let is_locked = pool.encryption.is_some() || pool.features.is_some_and(|features| features.encryption);
-        let unlock = if is_locked { ops::Unlock::any() } else { ops::Unlock::default() };
+        let unlock = if is_locked { ops::UnlockOptions::any() } else { ops::UnlockOptions::default() };
         let started = ops::start_pool(PoolRef::Uuid(pool.uuid), unlock, ops::CacheTier::Keep);
         if let Err(error) = bench.run(started) {
             let is_known = bench.stopped().list().iter().any(|known| known.uuid == pool.uuid);

@@ -19,7 +19,7 @@ use stratisd::{
         Result,
         encryption::{BindRequest, Kind, RebindRequest, SlotRequest},
         metadata::MetadataVersion,
-        ops::{self, CacheTier, Unlock},
+        ops::{self, CacheTier, UnlockOptions},
     },
     platform::{
         Platform,
@@ -163,7 +163,7 @@ fn grow(bench: &mut Bench) -> Result<()> {
 }
 
 fn start_without_cache(bench: &mut Bench) -> Result<()> {
-    bench.run(ops::start_pool(PoolRef::Name(name("p")), Unlock::default(), CacheTier::Drop)).map(drop)
+    bench.run(ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::default(), CacheTier::Drop)).map(drop)
 }
 
 /// Something that must work in whichever state.

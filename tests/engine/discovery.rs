@@ -407,7 +407,7 @@ fn the_name_of_a_failed_filesystem_stays_taken() {
     assert!(said.contains("filesystem lost") && said.contains("left out"), "{said}");
     let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
     let taken = |error: Error| {
-        assert!(matches!(error, Error::LeftOut { .. }), "{error:?}");
+        assert!(matches!(error, Error::FailedFilesystem { .. }), "{error:?}");
     };
     taken(bench.create_filesystems("p", &["lost"]).unwrap_err());
     taken(bench.run(ops::snapshot_filesystem(pool, f, name("lost"))).unwrap_err());

@@ -14,7 +14,7 @@ use stratisd::{
     engine::{
         Result,
         metadata::{IntegritySpec, MetadataVersion},
-        ops::{self, CacheTier, NewFilesystem, NewPool, StopOutcome, Unlock},
+        ops::{self, CacheTier, NewFilesystem, NewPool, StopOutcome, UnlockOptions},
         request::Step,
     },
     platform::{
@@ -150,7 +150,7 @@ fn chain(bench: &Bench, request: &Request) -> Step<String> {
             StopOutcome::Already | StopOutcome::Partly(..) => false,
         }),
         Request::Start(text) => {
-            let chain = ops::start_pool(PoolRef::Uuid(pool(text)), Unlock::default(), CacheTier::Keep);
+            let chain = ops::start_pool(PoolRef::Uuid(pool(text)), UnlockOptions::default(), CacheTier::Keep);
             told(chain, Option::is_some)
         }
         Request::Refresh => told(ops::refresh(), |()| false),

@@ -166,7 +166,7 @@ fn a_clone_replaces_no_device_in_use() {
     bench.check_nothing_left("beside a clone");
     // Of a pool that does not run as well: it is started on the devices that it was stopped with.
     bench.stop_pool("p").unwrap();
-    let started = ops::start_pool(PoolRef::Name(name("p")), ops::Unlock::default(), ops::CacheTier::Keep);
+    let started = ops::start_pool(PoolRef::Name(name("p")), ops::UnlockOptions::default(), ops::CacheTier::Keep);
     assert!(bench.run(started).unwrap().is_some());
     bench.device("p", "/dev/b");
 }

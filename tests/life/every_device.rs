@@ -8,7 +8,7 @@ use stratisd::{
         bda::{Bda, Repair},
         dm_names::Role,
         metadata::{FilesystemRecord, Journal, Pending},
-        ops::{self, CacheTier, Unlock},
+        ops::{self, CacheTier, UnlockOptions},
     },
     platform::{
         Platform,
@@ -69,7 +69,7 @@ fn a_cache_is_recorded_on_every_data_device() {
     bench.run(ops::add_cache_devices(bench.id("p"), vec![PathBuf::from("/dev/c2")])).unwrap();
     all_agree(&bench);
     bench.stop_pool("p").unwrap();
-    let start = ops::start_pool(PoolRef::Name(name("p")), Unlock::default(), CacheTier::Drop);
+    let start = ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::default(), CacheTier::Drop);
     bench.run(start).unwrap();
     assert!(!bench.pool("p").unwrap().has_cache);
     for path in paths() {
@@ -118,7 +118,7 @@ fn a_reused_thin_device_number_is_not_deleted() {
         let mdv = format!(".mdv-{}", pool.simple());
         let record = bench.sim.read_file(&format!("{mdv}/filesystems/{}.json", f.simple())).unwrap();
         let thin_id = FilesystemRecord::parse(&record).unwrap().thin_id;
-        let entry = entry(vec![Pending { uuid: lost, thin_id, heir: None, was: None }]);
+        let entry = entry(vec![Pending { uuid: lost, thin_id, new_origin: None, was: None }]);
         let file = entry.file().unwrap();
         bench.sim.replace_file(&format!("{mdv}/pending/{file}"), &entry.encode()).unwrap();
         let mut bench = bench.reboot();

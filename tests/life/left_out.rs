@@ -54,7 +54,7 @@ fn a_pool_with_failed_filesystems_is_not_destroyed() {
     destroy(&mut bench, &["f", "g"]);
     let (pool, before) = (bench.id("p"), bench.sim.snapshot());
     let error = bench.run(ops::destroy_pool(pool)).unwrap_err();
-    assert!(matches!(&error, Error::HasLeftOut { filesystems, .. } if *filesystems == ["s"]), "{error:?}");
+    assert!(matches!(&error, Error::HasFailedFilesystems { filesystems, .. } if *filesystems == ["s"]), "{error:?}");
     assert!(error.sentence().contains("(s)") && error.sentence().contains("stop and start"), "{}", error.sentence());
     assert!(before.differences(&bench.sim.snapshot()).is_empty());
     // As it says: a start brings it back, with what was in it, and then it can be destroyed.

@@ -8,7 +8,7 @@ use stratisd::{
         Error,
         dm_names::{self, Role},
         metadata::MetadataVersion,
-        ops::{self, CacheTier, Secret, StopOutcome, Unlock},
+        ops::{self, CacheTier, Secret, StopOutcome, UnlockOptions},
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
@@ -59,7 +59,7 @@ fn a_pool_is_stopped_and_started_again() {
         assert_eq!(disks::json_on(&bench.sim, "/dev/a")["started"], false);
         assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Already));
 
-        let started = ops::start_pool(PoolRef::Uuid(before.uuid), Unlock::default(), CacheTier::Keep);
+        let started = ops::start_pool(PoolRef::Uuid(before.uuid), UnlockOptions::default(), CacheTier::Keep);
         let started = bench.run(started).unwrap().expect("it did not run");
         assert_eq!((started.pool, started.devices.len(), started.filesystems.len()), (before.uuid, 2, 2));
         assert_eq!(bench.stopped().list().len(), 0);
@@ -162,7 +162,7 @@ fn what_is_not_there_is_told() {
     let unknown = PoolRef::Uuid("11111111-2222-4333-8444-555566667777".parse().unwrap());
     for which in [unknown, by_name("none")] {
         let stopped = bench.run(ops::stop_pool(which.clone())).unwrap_err();
-        let started = bench.run(ops::start_pool(which.clone(), Unlock::default(), CacheTier::Keep)).unwrap_err();
+        let started = bench.run(ops::start_pool(which.clone(), UnlockOptions::default(), CacheTier::Keep)).unwrap_err();
         for error in [stopped, started] {
             assert!(matches!(&error, Error::UnknownPool(of) if *of == which), "{error:?}");
         }
@@ -178,7 +178,8 @@ fn an_ambiguous_name_selects_no_stopped_pool() {
     // The first may have the name of a running one, and by that name the running one is meant.
     let first = bench.stopped().list()[0].uuid;
     assert!(!bench.start_pool("p").unwrap());
-    let taken = bench.run(ops::start_pool(PoolRef::Uuid(first), Unlock::default(), CacheTier::Keep)).unwrap_err();
+    let taken =
+        bench.run(ops::start_pool(PoolRef::Uuid(first), UnlockOptions::default(), CacheTier::Keep)).unwrap_err();
     assert!(matches!(&taken, Error::NameRuns(of) if of.as_str() == "p"), "{taken:?}");
     assert_eq!(bench.names(), ["p"]);
     bench.check_nothing_left("the first was not started");
@@ -188,7 +189,7 @@ fn an_ambiguous_name_selects_no_stopped_pool() {
     for error in [bench.stop_pool("p").unwrap_err(), bench.start_pool("p").unwrap_err()] {
         assert!(matches!(&error, Error::AmbiguousName { pools, .. } if pools.len() == 2), "{error:?}");
     }
-    let start = |uuid| ops::start_pool(PoolRef::Uuid(uuid), Unlock::default(), CacheTier::Keep);
+    let start = |uuid| ops::start_pool(PoolRef::Uuid(uuid), UnlockOptions::default(), CacheTier::Keep);
     assert!(bench.run(start(second)).unwrap().is_some());
     bench.run(ops::rename_pool(second, name("q"))).unwrap();
     assert!(bench.run(start(first)).unwrap().is_some());
@@ -198,8 +199,8 @@ fn an_ambiguous_name_selects_no_stopped_pool() {
 #[test]
 fn what_unlocks_is_for_encrypted_pools() {
     let mut bench = machine();
-    let method = Unlock::any();
-    let passphrase = Unlock { method: None, passphrase: Some(Secret::new(b"secret".to_vec().into())) };
+    let method = UnlockOptions::any();
+    let passphrase = UnlockOptions { method: None, passphrase: Some(Secret::new(b"secret".to_vec().into())) };
     for running in [true, false] {
         if !running {
             bench.stop_pool("p").unwrap();
@@ -225,7 +226,7 @@ fn what_unlocks_is_for_encrypted_pools() {
             }
         });
     }
-    for unlock in [Unlock::default(), passphrase] {
+    for unlock in [UnlockOptions::default(), passphrase] {
         let error = bench.run(ops::start_pool(by_name("p"), unlock, CacheTier::Keep)).unwrap_err();
         assert!(matches!(error, Error::NoUnlockMethod { .. }), "{error:?}");
     }

@@ -7,7 +7,7 @@ use stratisd::{
     engine::{
         Result, dm_names,
         metadata::MetadataVersion,
-        ops::{self, CacheTier, Unlock},
+        ops::{self, CacheTier, UnlockOptions},
     },
     platform::{
         Platform, Program,
@@ -87,7 +87,7 @@ fn a_cache_whose_removal_fails_is_kept() {
         bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap();
         bench.stop_pool("p").unwrap();
         bench.sim.faults().fail_next(CallKind::Flush, "/dev/a");
-        let without = ops::start_pool(PoolRef::Name(name("p")), Unlock::default(), CacheTier::Drop);
+        let without = ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::default(), CacheTier::Drop);
         bench.run(without).unwrap_err();
         let mut bench = Bench::start(bench.sim);
         assert!(bench.names().is_empty(), "{version:?}: it was stopped");

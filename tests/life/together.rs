@@ -5,7 +5,7 @@ use stratisd::{
     base::{name::Name, pool_ref::PoolRef},
     engine::{
         self,
-        ops::{self, CacheTier, NewFilesystem, StopOutcome, Unlock},
+        ops::{self, CacheTier, NewFilesystem, StopOutcome, UnlockOptions},
         request::Step,
     },
     platform::sim::Sim,
@@ -40,7 +40,7 @@ fn stop(which: PoolRef) -> Step<Told> {
 }
 
 fn start(which: PoolRef) -> Step<Told> {
-    told(ops::start_pool(which, Unlock::default(), CacheTier::Keep), Option::is_some)
+    told(ops::start_pool(which, UnlockOptions::default(), CacheTier::Keep), Option::is_some)
 }
 
 fn create(bench: &Bench, pool: &str, filesystem: &str) -> Step<Told> {

@@ -8,7 +8,7 @@ use stratisd::{
         Error, Result,
         dm_names::Role,
         metadata::MetadataVersion,
-        ops::{self, CacheTier, Started, Unlock},
+        ops::{self, CacheTier, Started, UnlockOptions},
     },
     platform::{
         DeviceClass, Platform, WriteStep,
@@ -49,7 +49,7 @@ fn stopped_with_cache(version: MetadataVersion) -> Bench {
 
 fn start(bench: &mut Bench, cache: CacheTier) -> Result<Option<Started>> {
     let which = PoolRef::Name(Name::new("p").unwrap());
-    bench.run(ops::start_pool(which, Unlock::default(), cache))
+    bench.run(ops::start_pool(which, UnlockOptions::default(), cache))
 }
 
 fn check_without(bench: &mut Bench) {

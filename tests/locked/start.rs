@@ -9,7 +9,7 @@ use stratisd::{
         dm_names::{self, Role},
         encryption::UnlockMethod,
         metadata::MetadataVersion,
-        ops::{self, CacheTier, Unlock},
+        ops::{self, CacheTier, UnlockOptions},
     },
     platform::{
         DeviceClass, Platform,
@@ -196,7 +196,7 @@ fn an_interrupted_cacheless_start_may_use_the_cache() {
     };
     let start_without = |bench: &mut Bench| {
         let which = PoolRef::Name(name("p"));
-        bench.run(ops::start_pool(which, Unlock::any(), CacheTier::Drop)).map(drop)
+        bench.run(ops::start_pool(which, UnlockOptions::any(), CacheTier::Drop)).map(drop)
     };
     let (mut bench, thin_pool, _) = stopped();
     let first = bench.sim.steps();
@@ -233,7 +233,7 @@ fn cache_devices_stay_open_until_dropped_on_record() {
     let cache = pool.devices.values().find(|device| device.tier == DeviceTier::Cache).unwrap().uuid;
     bench.stop_pool("p").unwrap();
     bench.sim.faults().cut_power_at_next(CallKind::DmRemove, &dm_names::opened_device(cache));
-    let without = ops::start_pool(PoolRef::Name(name("p")), Unlock::any(), CacheTier::Drop);
+    let without = ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::any(), CacheTier::Drop);
     // Whether it is told of that or not: the record is written by then.
     drop(bench.run(without));
     assert!(bench.sim.dm_list().is_err(), "the power is off");

@@ -299,7 +299,7 @@ impl Half {
 
 /// The result of reading one copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum CopyContents {
     /// The read failed.
     Unreadable,
     /// Not a signature block.
@@ -310,13 +310,13 @@ pub enum Found {
     Valid(StaticHeader),
 }
 
-impl Found {
+impl CopyContents {
     /// Classifies the bytes of a block.
-    pub fn in_block(block: &[u8]) -> Found {
+    pub fn in_block(block: &[u8]) -> CopyContents {
         match StaticHeader::decode(block) {
-            Ok(None) => Found::Nothing,
-            Ok(Some(header)) => Found::Valid(header),
-            Err(invalid) => Found::Invalid(invalid),
+            Ok(None) => CopyContents::Nothing,
+            Ok(Some(header)) => CopyContents::Valid(header),
+            Err(invalid) => CopyContents::Invalid(invalid),
         }
     }
 }
@@ -343,8 +343,8 @@ pub enum Resolved {
 ///
 /// # Errors
 /// Two good copies that contradict each other, or no good copy but a trace of one.
-pub fn resolve(first: Found, second: Found) -> Result<Resolved, Unresolved> {
-    use Found::{Invalid, Nothing, Unreadable, Valid};
+pub fn resolve(first: CopyContents, second: CopyContents) -> Result<Resolved, Unresolved> {
+    use CopyContents::{Invalid, Nothing, Unreadable, Valid};
     let keep = |header, rewrite| Ok(Resolved::Header { header, rewrite });
     match (first, second) {
         (Valid(a), Valid(b)) if a == b => keep(a, None),

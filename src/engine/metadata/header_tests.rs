@@ -122,27 +122,27 @@ fn metadata_may_fill_the_device_but_no_more() {
 /// Every row of §2.3 in both orders: what each copy gives, and the required result of both.
 #[test]
 fn resolves_by_the_table() {
-    let bad = || Found::Invalid(Invalid::Checksum);
-    let good = || Found::Valid(example());
+    let bad = || CopyContents::Invalid(Invalid::Checksum);
+    let good = || CopyContents::Valid(example());
     let later = StaticHeader { initialized: 1_700_000_001, device_size: Sectors(30_000_000), ..example() };
     let other = StaticHeader { device_size: Sectors(30_000_000), ..example() };
     let header = |header, rewrite| Ok(Resolved::Header { header, rewrite });
     let (first, second) = (Some(Half::First), Some(Half::Second));
-    type Row = (Found, Found, Result<Resolved, Unresolved>, Result<Resolved, Unresolved>);
+    type Row = (CopyContents, CopyContents, Result<Resolved, Unresolved>, Result<Resolved, Unresolved>);
     // The two results are those for the copies in this order and in the other.
     let rows: [Row; 12] = [
         (good(), good(), header(example(), None), header(example(), None)),
-        (good(), Found::Valid(later), header(later, first), header(later, second)),
-        (good(), Found::Valid(other), Err(Unresolved::Disagree), Err(Unresolved::Disagree)),
-        (good(), Found::Nothing, header(example(), second), header(example(), first)),
+        (good(), CopyContents::Valid(later), header(later, first), header(later, second)),
+        (good(), CopyContents::Valid(other), Err(Unresolved::Disagree), Err(Unresolved::Disagree)),
+        (good(), CopyContents::Nothing, header(example(), second), header(example(), first)),
         (good(), bad(), header(example(), second), header(example(), first)),
-        (good(), Found::Unreadable, header(example(), second), header(example(), first)),
-        (Found::Nothing, Found::Nothing, Ok(Resolved::Nothing), Ok(Resolved::Nothing)),
-        (Found::Nothing, bad(), Err(Invalid::Checksum.into()), Err(Invalid::Checksum.into())),
-        (Found::Nothing, Found::Unreadable, Ok(Resolved::Nothing), Ok(Resolved::Nothing)),
+        (good(), CopyContents::Unreadable, header(example(), second), header(example(), first)),
+        (CopyContents::Nothing, CopyContents::Nothing, Ok(Resolved::Nothing), Ok(Resolved::Nothing)),
+        (CopyContents::Nothing, bad(), Err(Invalid::Checksum.into()), Err(Invalid::Checksum.into())),
+        (CopyContents::Nothing, CopyContents::Unreadable, Ok(Resolved::Nothing), Ok(Resolved::Nothing)),
         (bad(), bad(), Err(Invalid::Checksum.into()), Err(Invalid::Checksum.into())),
-        (bad(), Found::Unreadable, Err(Invalid::Checksum.into()), Err(Invalid::Checksum.into())),
-        (Found::Unreadable, Found::Unreadable, Err(Unresolved::Unreadable), Err(Unresolved::Unreadable)),
+        (bad(), CopyContents::Unreadable, Err(Invalid::Checksum.into()), Err(Invalid::Checksum.into())),
+        (CopyContents::Unreadable, CopyContents::Unreadable, Err(Unresolved::Unreadable), Err(Unresolved::Unreadable)),
     ];
     for (a, b, expected, exchanged) in rows {
         assert_eq!(resolve(a.clone(), b.clone()), expected, "{a:?}, {b:?}");
@@ -155,8 +155,8 @@ fn resolves_by_the_table() {
 fn fewer_flags_win() {
     let marked = StaticHeader { flags: HeaderFlags::UNCOMMITTED, ..example() };
     let keep = |rewrite| Ok(Resolved::Header { header: example(), rewrite: Some(rewrite) });
-    assert_eq!(resolve(Found::Valid(marked), Found::Valid(example())), keep(Half::First));
-    assert_eq!(resolve(Found::Valid(example()), Found::Valid(marked)), keep(Half::Second));
+    assert_eq!(resolve(CopyContents::Valid(marked), CopyContents::Valid(example())), keep(Half::First));
+    assert_eq!(resolve(CopyContents::Valid(example()), CopyContents::Valid(marked)), keep(Half::Second));
 }
 
 #[test]

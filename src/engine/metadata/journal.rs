@@ -39,8 +39,8 @@ pub struct Pending {
     #[serde(deserialize_with = "thin_id")]
     pub thin_id: u32,
     /// For a destruction: the new origin of this filesystem's snapshots.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heir: Option<FsUuid>,
+    #[serde(rename = "heir", default, skip_serializing_if = "Option::is_none")]
+    pub new_origin: Option<FsUuid>,
     /// For a destruction: its record at the time of the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub was: Option<FilesystemRecord>,
@@ -130,8 +130,13 @@ mod tests {
 
     fn pending() -> Vec<Pending> {
         vec![
-            Pending { uuid: HOME.parse().unwrap(), thin_id: 7, heir: None, was: None },
-            Pending { uuid: OTHER.parse().unwrap(), thin_id: 0xff_ffff, heir: Some(HOME.parse().unwrap()), was: None },
+            Pending { uuid: HOME.parse().unwrap(), thin_id: 7, new_origin: None, was: None },
+            Pending {
+                uuid: OTHER.parse().unwrap(),
+                thin_id: 0xff_ffff,
+                new_origin: Some(HOME.parse().unwrap()),
+                was: None,
+            },
         ]
     }
 
@@ -190,7 +195,7 @@ mod tests {
     #[test]
     fn what_has_been_changed_since_is_not_destroyed() {
         let was = record(HOME);
-        let pending = Pending { uuid: was.uuid, thin_id: 7, heir: None, was: Some(was.clone()) };
+        let pending = Pending { uuid: was.uuid, thin_id: 7, new_origin: None, was: Some(was.clone()) };
         let text = serde_json::to_string(&pending).unwrap();
         assert_eq!(serde_json::from_str::<Pending>(&text).unwrap(), pending, "{text}");
         let entry = Journal::Destroy(vec![pending]);

@@ -158,7 +158,7 @@ pub struct Backstore {
 
 /// A set of devices with one purpose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "form::Tier", into = "form::Tier")]
+#[serde(from = "form::TierForm", into = "form::TierForm")]
 pub struct Tier {
     /// Its devices.
     pub blockdev: BlockDevs,
@@ -172,7 +172,7 @@ pub struct Tier {
 
 /// Devices of a tier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "form::BlockDevs", into = "form::BlockDevs")]
+#[serde(from = "form::BlockDevsForm", into = "form::BlockDevsForm")]
 pub struct BlockDevs {
     /// The ranges taken from the devices, in the order in which they are assembled. Data tier: one
     /// list, for the origin. Cache tier: two, for the cache and for the cache metadata.

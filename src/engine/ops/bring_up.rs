@@ -15,7 +15,7 @@ use crate::{
         Engine,
         bda::{self, Bda, Choose},
         claims::{Claim, Key},
-        containers::Unlock,
+        containers::UnlockOptions,
         error::{Error, Result},
         metadata::PoolMetadata,
         ops::{
@@ -23,7 +23,7 @@ use crate::{
             read_devices::renew,
         },
         pool::Pool,
-        registry::{DeviceSet, STOPPED, Verdict},
+        registry::{DeviceSet, DeviceSetVerdict, STOPPED},
         request::{Access, Granted, Mode, Step},
         setup::{self, CacheTier},
         take_down,
@@ -62,30 +62,31 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Step<
     let mut trouble = None;
     let reason = match set.verdict() {
         // A daemon that was killed may have left some of the pool up.
-        Verdict::Complete(metadata) if metadata.started == Some(false) => {
+        DeviceSetVerdict::Complete(metadata) if metadata.started == Some(false) => {
             trouble = clear_away(engine, uuid, &set).err();
             engine.registry().note_recorded_stop(uuid);
             STOPPED.to_owned()
         }
         // The pool was stopped while its devices were gone.
-        Verdict::Complete(metadata) if engine.registry().is_stop_unrecorded(uuid) => {
+        DeviceSetVerdict::Complete(metadata) if engine.registry().is_stop_unrecorded(uuid) => {
             let cleared = clear_away(engine, uuid, &set);
             trouble = cleared.and_then(|()| record_stop(engine, uuid, &set, &metadata)).err();
             STOPPED.to_owned()
         }
-        Verdict::Complete(metadata) => {
-            let brought_up = bring_up(uuid, set, metadata, CacheTier::Keep, Unlock::default(), Rollback::new(), claim);
+        DeviceSetVerdict::Complete(metadata) => {
+            let brought_up =
+                bring_up(uuid, set, metadata, CacheTier::Keep, UnlockOptions::default(), Rollback::new(), claim);
             return brought_up.map(move |result| match result {
                 Ok(_) => {}
                 Err(error) => log::info!("pool {uuid} is not set up: {}", error.sentence()),
             });
         }
-        Verdict::Destroying(_) => {
+        DeviceSetVerdict::Destroying(_) => {
             drop(leftovers::end(engine, uuid, &set));
             return Step::Done(());
         }
         // Whatever of the pool is still up keeps the disks from being used.
-        Verdict::NeverCommitted => {
+        DeviceSetVerdict::NeverCommitted => {
             trouble = clear_away(engine, uuid, &set).err();
             if trouble.is_none() {
                 drop(leftovers::end(engine, uuid, &set));
@@ -93,7 +94,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Step<
             "its creation was never completed; the devices may be used anew".to_owned()
         }
         // A start or stop that was cut short has left some of the pool's devices open.
-        locked @ Verdict::Locked => {
+        locked @ DeviceSetVerdict::Locked => {
             if !take_down::partly_up(engine.platform(), uuid) {
                 trouble = clear_away(engine, uuid, &set).err();
             }
@@ -132,8 +133,8 @@ pub(super) fn record_stop(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, meta
 /// missing.
 pub(super) fn admissible(uuid: PoolUuid, set: &DeviceSet, cache: CacheTier) -> Result<Arc<PoolMetadata>> {
     match set.verdict() {
-        Verdict::Complete(metadata) => Ok(metadata),
-        Verdict::Incomplete(metadata, missing)
+        DeviceSetVerdict::Complete(metadata) => Ok(metadata),
+        DeviceSetVerdict::Incomplete(metadata, missing)
             if cache == CacheTier::Drop
                 && missing.iter().all(|device| metadata.data_devices().all(|data| data != *device)) =>
         {
@@ -164,7 +165,7 @@ pub(super) fn bring_up(
     set: DeviceSet,
     metadata: Arc<PoolMetadata>,
     cache: CacheTier,
-    unlock: Unlock,
+    unlock: UnlockOptions,
     opened: Rollback,
     claim: Claim,
 ) -> Step<Result<Started>> {
@@ -188,8 +189,8 @@ pub(super) fn bring_up(
                 }
                 engine.registry().note_being_set_up(uuid);
                 let platform = engine.platform();
-                match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, Some(&unlock), opened) {
-                    Ok(foundation) => foundation.build().then(move |built| {
+                match setup::assemble(platform, uuid, &set, (*metadata).clone(), cache, Some(&unlock), opened) {
+                    Ok(assembly) => assembly.build().then(move |built| {
                         Step::blocking(move |engine| match built {
                             Ok(pool) => show(engine, pool, claim, name_claim),
                             Err(error) => not_up(engine, uuid, error),

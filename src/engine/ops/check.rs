@@ -231,7 +231,7 @@ fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, wat
     let usual = sizes::low_water(layout::total(&pool.meta().flex_devs.thin_data_dev));
     let free = status.data_total.saturating_sub(status.data_used);
     let now = pool.growth.low_water(usual);
-    let facts = watching::Pool {
+    let facts = watching::WatchFacts {
         mark: now,
         usual,
         free,

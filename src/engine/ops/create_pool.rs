@@ -23,7 +23,7 @@ use crate::{
         dm_names::Role,
         encryption::{self, Assigned, BindRequest, Kind, NewBinding},
         error::{Error, Result},
-        layout::{Draft, NewDevice},
+        layout::{LayoutDraft, NewDevice},
         luks_device::LuksFormat,
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
@@ -282,7 +282,7 @@ pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: S
 /// §4, 5, 7.2, 7.3).
 fn plan_metadata(platform: &dyn Platform, new: &NewPool, planned: &[Planned]) -> Result<PoolMetadata> {
     let devices: Vec<NewDevice<'_>> = planned.iter().map(Into::into).collect();
-    let draft = Draft::new(new.version, new.integrity, &devices)?;
+    let draft = LayoutDraft::new(new.version, new.integrity, &devices)?;
     let thin_metadata = thin_metadata_size(platform, draft.usable(), sizes::FS_LIMIT)?;
     draft.lay_out(new.name.as_str(), thin_metadata)
 }

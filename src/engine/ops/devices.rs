@@ -236,7 +236,7 @@ fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: DeviceAddition) -> Re
 struct SectorRules {
     purpose: DeviceAddition,
     /// The devices of the tier that they must be compatible with.
-    tier: Vec<sector_rules::Member>,
+    tier: Vec<sector_rules::MemberSizes>,
 }
 
 impl SectorRules {

@@ -196,7 +196,7 @@ pub(super) fn make_thin(
     let uuid = pool.uuid();
     let awaited = AwaitedMark::note(engine.links_awaited(), records.iter().map(|record| record.uuid));
     let pending =
-        |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, heir: None, was: None };
+        |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, new_origin: None, was: None };
     let journal = Journal::Create(records.iter().map(pending).collect());
     let (pending_filesystems, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
@@ -485,14 +485,14 @@ fn may_go(pool: &Pool, id: FsUuid, to_destroy: &[FsUuid]) -> Result<Pending> {
     while let Some(next) = new_origin.filter(|origin| to_destroy.contains(origin)) {
         new_origin = pool.filesystem(next)?.record.origin;
     }
-    Ok(Pending { uuid: id, thin_id: record.thin_id, heir: new_origin, was: Some(record.clone()) })
+    Ok(Pending { uuid: id, thin_id: record.thin_id, new_origin, was: Some(record.clone()) })
 }
 
 /// Passes the origins of destroyed filesystems on to their snapshots. What clients see does not
 /// depend on the disk: the journal makes sure that the records follow.
 fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     for gone in pending {
-        for snapshot in pool.filesystems.pass_on_origin(gone.uuid, gone.heir) {
+        for snapshot in pool.filesystems.pass_on_origin(gone.uuid, gone.new_origin) {
             pool.put_filesystem(engine.platform(), snapshot);
         }
     }

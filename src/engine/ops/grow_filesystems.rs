@@ -173,9 +173,10 @@ fn plan(pool: &Pool, seen: Vec<MountedFilesystem>, sector: Sectors) -> Vec<(Moun
     let facts = |seen: MountedFilesystem| {
         let record = &pool.filesystems.get(seen.id)?.record;
         let Usage { total, used } = seen.usage;
-        Some((seen, growth::Filesystem { size: record.size, limit: record.fs_size_limit, total, used }))
+        Some((seen, growth::FilesystemFill { size: record.size, limit: record.fs_size_limit, total, used }))
     };
-    let (seen, facts): (Vec<MountedFilesystem>, Vec<growth::Filesystem>) = seen.into_iter().filter_map(facts).unzip();
+    let (seen, facts): (Vec<MountedFilesystem>, Vec<growth::FilesystemFill>) =
+        seen.into_iter().filter_map(facts).unzip();
     let room = (!pool.overprovisioning()).then(|| pool.room().saturating_sub(pool.filesystems.size()));
     seen.into_iter().zip(growth::filesystems(&facts, room, sector)).collect()
 }

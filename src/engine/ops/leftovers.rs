@@ -11,8 +11,8 @@ use crate::{
         luks_device::LuksDevice,
         metadata::PoolMetadata,
         ops::read_devices::renew,
-        registry::{DeviceSet, Verdict},
-        setup::{self, Doomed},
+        registry::{DeviceSet, DeviceSetVerdict},
+        setup::{self, DeviceToWipe},
         stack::Stack,
         take_down, volume_keys,
     },
@@ -80,8 +80,8 @@ pub(super) fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Re
 pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let verdict = set.verdict();
     let ended = match verdict {
-        Verdict::Destroying(_) => Error::Destroyed(uuid),
-        Verdict::NeverCommitted => Error::NoMetadata(uuid),
+        DeviceSetVerdict::Destroying(_) => Error::Destroyed(uuid),
+        DeviceSetVerdict::NeverCommitted => Error::NoMetadata(uuid),
         _ => return Ok(()),
     };
     // Whoever has claimed a device is making something else of it. The others are looked at again
@@ -99,7 +99,7 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
     }
     let set = &set;
     match verdict {
-        Verdict::Destroying(metadata) => {
+        DeviceSetVerdict::Destroying(metadata) => {
             let platform = engine.platform();
             let take_down = || take_down::take_down(platform, &mut Stack::new(uuid), uuid);
             // What lies on the devices must be taken down before they are wiped: nobody would find
@@ -117,7 +117,7 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
             finish_destruction(engine, uuid, set, &metadata);
             Err(Error::Destroyed(uuid))
         }
-        Verdict::NeverCommitted => {
+        DeviceSetVerdict::NeverCommitted => {
             for luks_device in set.containers() {
                 let path = luks_device.device.path.display();
                 log::info!("wiping {path}, which the unfinished creation of pool {uuid} left behind");
@@ -145,12 +145,12 @@ fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata
     let closed = set.closed().filter(|luks_device| metadata.devices().any(|device| device == luks_device.id()));
     let closed = closed.map(|luks_device| {
         let path = &luks_device.device.path;
-        Doomed { path, container: Some(luks_device), parts: vec![], stamp: None }
+        DeviceToWipe { path, container: Some(luks_device), parts: vec![], stamp: None }
     });
     let open = set.devices().map(|found| {
         let device = found.bda.header().device;
         let (container, parts) = (set.container(device), metadata.container_on(device));
-        Doomed { path: &found.device.path, container, parts, stamp: found.bda.last_update() }
+        DeviceToWipe { path: &found.device.path, container, parts, stamp: found.bda.last_update() }
     });
     setup::wipe_destroyed(engine.platform(), closed.chain(open));
 }

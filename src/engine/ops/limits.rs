@@ -58,7 +58,7 @@ fn may_have(pool: &Pool, limit: u64) -> Result<()> {
 
 fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) -> Result<()> {
     may_have(pool, limit)?;
-    let asked = growth::Pool { metadata_exhausted: false, ..facts(pool, Some(needed), None) };
+    let asked = growth::GrowthFacts { metadata_exhausted: false, ..facts(pool, Some(needed), None) };
     let plan = growth::pool(&asked);
     let name = || pool.name().clone();
     match plan.exhausted {

@@ -23,7 +23,7 @@ use crate::{
         pool::Pool,
         registry::DeviceSet,
         request::{Access, Granted, Mode, Step, Wait},
-        setup::{self, Doomed},
+        setup::{self, DeviceToWipe},
         take_down, volume_keys,
     },
     platform::{PendingLinks, Platform, Timestamp},
@@ -91,7 +91,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         // These filesystems may hold all that their user has, and the next set-up may bring them
         // back.
         let filesystems = pool.filesystems.failed().map(|record| record.name.clone()).collect();
-        return Err(Error::HasLeftOut { pool: pool.name().clone(), filesystems });
+        return Err(Error::HasFailedFilesystems { pool: pool.name().clone(), filesystems });
     }
     let uuid = pool.uuid();
     if pool.meta().destroying.is_none() && find_members(engine, pool) == Reach::None {
@@ -129,7 +129,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     let devices = pool.meta().device_entries().filter_map(|(_, entry)| {
         let member = pool.members.get(entry.uuid)?;
         let (parts, stamp) = (pool.meta().container_on(entry.uuid), member.bda.last_update());
-        Some(Doomed { path: &member.device.path, container: member.container.as_ref(), parts, stamp })
+        Some(DeviceToWipe { path: &member.device.path, container: member.container.as_ref(), parts, stamp })
     });
     setup::wipe_destroyed(platform, devices);
     volume_keys::forget(platform, uuid);

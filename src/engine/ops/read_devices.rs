@@ -16,7 +16,7 @@ use crate::{
         luks_device::LuksDevice,
         metadata::{MetadataVersion, PoolMetadata, StaticHeader},
         pool::Pool,
-        registry::{DeviceSet, Found, Seen},
+        registry::{DeviceSet, FoundDevice, Seen},
         ties::Ties,
     },
     platform::{self, BlockDevice, DeviceNumber, Platform},
@@ -26,7 +26,7 @@ use crate::{
 ///
 /// # Errors
 /// When the area cannot be read. Unreadable pool metadata is no error here.
-pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>> {
+pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<FoundDevice>> {
     let path = device.path.display();
     let Some(bda) = Bda::load(engine.platform(), &device.path, Repair::ReadOnly)? else { return Ok(None) };
     let metadata = match bda.read_json(engine.platform(), &device.path) {
@@ -43,7 +43,7 @@ pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>
     }
     let stamped = metadata.map(|result| result.map(|metadata| (bda.last_update().unwrap_or_default(), metadata)));
     let within = opened_from(engine.platform(), &device, bda.header())?;
-    Ok(Some(Found { device, bda, metadata: stamped, within }))
+    Ok(Some(FoundDevice { device, bda, metadata: stamped, within }))
 }
 
 /// The devices below a device, if it is the crypt device on a LUKS device.

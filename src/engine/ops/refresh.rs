@@ -95,9 +95,9 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
         .map_err(|error| unread.unwrap_or(error))
         .and_then(|metadata| {
             let opened = Rollback::new();
-            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, None, opened)
+            setup::assemble(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, None, opened)
         })
-        .and_then(|foundation| foundation.build_now(platform));
+        .and_then(|assembly| assembly.build_now(platform));
     match adopted {
         Ok(fresh) => {
             pool.become_as_read(fresh);

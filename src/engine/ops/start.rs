@@ -5,7 +5,7 @@ use crate::{
     engine::{
         Engine,
         claims::Key,
-        containers::Unlock,
+        containers::UnlockOptions,
         error::{Error, Result},
         luks_device::LuksDevice,
         ops::{
@@ -14,7 +14,7 @@ use crate::{
             locate::{PoolState, locate},
             read_devices::{read, renew},
         },
-        registry::{DeviceSet, Seen, Verdict},
+        registry::{DeviceSet, DeviceSetVerdict, Seen},
         request::{Access, Granted, Mode, Share, Step},
         setup::CacheTier,
         take_down,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Starts a pool. `None`: the pool runs already.
-pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Step<Result<Option<Started>>> {
+pub fn start_pool(which: PoolRef, unlock: UnlockOptions, cache: CacheTier) -> Step<Result<Option<Started>>> {
     locate(which).then(move |found| match found {
         Ok(PoolState::Running(uuid)) => already(uuid, unlock, cache),
         Ok(PoolState::Stopped(uuid)) => start_stopped(uuid, unlock, cache),
@@ -31,7 +31,7 @@ pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Step<Resu
     })
 }
 
-fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Step<Result<Option<Started>>> {
+fn already(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Step<Result<Option<Started>>> {
     let which = PoolRef::Uuid(uuid);
     Step::locked(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
         Granted::Read(pool) if pool.is_encrypted() => Step::Done(Ok(None)),
@@ -41,7 +41,7 @@ fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Step<Result<Opti
     })
 }
 
-fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Step<Result<Option<Started>>> {
+fn start_stopped(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Step<Result<Option<Started>>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
@@ -92,8 +92,8 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Step<Resul
 
 /// Opens the LUKS devices of a pool and reads what they carry. A LUKS device that cannot be opened
 /// does no harm if the other devices say that it does not belong to the pool.
-fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mut Rollback) -> Result<()> {
-    if matches!(set.verdict(), Verdict::Clash(..)) {
+fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &UnlockOptions, undo: &mut Rollback) -> Result<()> {
+    if matches!(set.verdict(), DeviceSetVerdict::Clash(..)) {
         // It is unknown which LUKS device to open.
         return Ok(());
     }
@@ -107,7 +107,7 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mu
         }
     }
     match failed {
-        Some((path, error)) if matches!(set.verdict(), Verdict::Complete(_)) => {
+        Some((path, error)) if matches!(set.verdict(), DeviceSetVerdict::Complete(_)) => {
             log::warn!("could not open {}, which the pool does not need: {}", path.display(), error.sentence());
             Ok(())
         }
@@ -117,16 +117,16 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mu
 }
 
 /// Refuses unlock parameters that a pool without encryption has no use for.
-fn check_unneeded(unlock: &Unlock, pool: &Name) -> Result<()> {
+fn check_unneeded(unlock: &UnlockOptions, pool: &Name) -> Result<()> {
     let given = match unlock {
-        Unlock { method: Some(_), .. } => "a way to unlock it",
-        Unlock { passphrase: Some(_), .. } => "a passphrase",
+        UnlockOptions { method: Some(_), .. } => "a way to unlock it",
+        UnlockOptions { passphrase: Some(_), .. } => "a passphrase",
         _ => return Ok(()),
     };
     Err(Error::NotEncrypted { pool: pool.clone(), given })
 }
 
-fn check_unlock(unlock: &Unlock, pool: &Name, encrypted: bool) -> Result<()> {
+fn check_unlock(unlock: &UnlockOptions, pool: &Name, encrypted: bool) -> Result<()> {
     match (encrypted, unlock.method) {
         (false, _) => check_unneeded(unlock, pool),
         (true, None) => Err(Error::NoUnlockMethod { pool: pool.clone() }),

@@ -20,7 +20,7 @@ use crate::{
             read_devices::{Reach, find_members, renew, reread, settle_set},
         },
         pool::Pool,
-        registry::{DeviceSet, Verdict},
+        registry::{DeviceSet, DeviceSetVerdict},
         request::{Access, Granted, Mode, Share, Step, Wait},
         setup, take_down, volume_keys,
     },
@@ -111,12 +111,12 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<StopOutcome>> {
 /// that could not be set up because its device was not as it should be.
 fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
     let set_up = pool.filesystems.values().map(|filesystem| (filesystem.name.clone(), filesystem.number));
-    let left_out = pool.filesystems.failed().filter_map(|record| {
+    let failed = pool.filesystems.failed().filter_map(|record| {
         // The take-down itself finds what this lookup cannot tell.
         let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
         Some((Name::new(&record.name).ok()?, device.number))
     });
-    super::check_unmounted(platform, set_up.chain(left_out))
+    super::check_unmounted(platform, set_up.chain(failed))
 }
 
 /// Takes a pool down and records that it is stopped. Returns the error that left something up, if
@@ -221,7 +221,7 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
             Some(false) => Step::Done(Ok(StopOutcome::Already)),
             Some(true) => {
                 let mut set = engine.registry().get(uuid);
-                let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
+                let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), DeviceSetVerdict::Destroying(_)));
                 if let Some(set) = destroyed {
                     // The devices that are still up have kept the pool from being wiped.
                     let ended =

@@ -23,7 +23,7 @@ pub struct Fill {
 
 /// The facts about a pool that matter for growth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool {
+pub struct GrowthFacts {
     /// Space of the devices without Stratis' own metadata.
     pub usable: Sectors,
     /// Usable space that has not been handed out.
@@ -69,7 +69,7 @@ pub struct Growth {
 }
 
 /// Plans the growth of a pool. Metadata comes first: data without mappings is of no use.
-pub fn pool(pool: &Pool) -> Growth {
+pub fn pool(pool: &GrowthFacts) -> Growth {
     let (metadata, exhausted) = match metadata(pool) {
         Ok(growth) => (growth, None),
         Err(exhausted) => (Sectors::ZERO, Some(exhausted)),
@@ -97,7 +97,7 @@ pub fn pool(pool: &Pool) -> Growth {
 
 /// The most by which the metadata device may have to grow, as long as its needed size is unknown.
 /// Data does not wait for that size, but must not take the space that the metadata may need.
-fn held_back(pool: &Pool) -> Sectors {
+fn held_back(pool: &GrowthFacts) -> Sectors {
     match pool.metadata_needed {
         None if !pool.metadata_exhausted => {
             sizes::thin_metadata_at_most(pool.usable, pool.fs_limit).saturating_sub(pool.metadata)
@@ -107,7 +107,7 @@ fn held_back(pool: &Pool) -> Sectors {
 }
 
 /// Growth of the metadata device, and of the spare.
-fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
+fn metadata(pool: &GrowthFacts) -> Result<Sectors, Exhausted> {
     if pool.metadata_exhausted {
         return Ok(Sectors::ZERO);
     }
@@ -140,7 +140,7 @@ fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
 
 /// A mounted filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Filesystem {
+pub struct FilesystemFill {
     /// Size of its thin device, as recorded.
     pub size: Sectors,
     /// The filesystem must not grow past this size.
@@ -165,9 +165,9 @@ pub enum Extension {
 /// Plans the growth of filesystems in a pool with this logical sector size, of which every size is
 /// a multiple. `room` is the space that the pool has left for all filesystems; `None`: together
 /// they may be larger than the pool. The first filesystems in the list are served first.
-pub fn filesystems(list: &[Filesystem], room: Option<Sectors>, sector: Sectors) -> Vec<Extension> {
+pub fn filesystems(list: &[FilesystemFill], room: Option<Sectors>, sector: Sectors) -> Vec<Extension> {
     let mut left = room;
-    let decide = |filesystem: &Filesystem| {
+    let decide = |filesystem: &FilesystemFill| {
         if filesystem.used.0.saturating_mul(2) <= filesystem.total.0 {
             return Extension::None;
         }

@@ -7,8 +7,8 @@ use super::*;
 const GIB: u64 = 2 << 20;
 
 /// A pool with 100 GiB, of which 60 GiB are handed out. Its thin pool is half full.
-fn calm() -> Pool {
-    Pool {
+fn calm() -> GrowthFacts {
+    GrowthFacts {
         usable: Sectors(100 * GIB),
         available: Sectors(40 * GIB),
         metadata: Sectors(59_392),
@@ -22,17 +22,17 @@ fn calm() -> Pool {
     }
 }
 
-fn with_free(data_free: u64) -> Pool {
+fn with_free(data_free: u64) -> GrowthFacts {
     let fill = calm().fill.map(|fill| Fill { data_free: DataBlocks(data_free), ..fill });
-    Pool { fill, ..calm() }
+    GrowthFacts { fill, ..calm() }
 }
 
-fn low_on_metadata() -> Pool {
+fn low_on_metadata() -> GrowthFacts {
     let fill = calm().fill.map(|fill| Fill { metadata_free: 1023, ..fill });
-    Pool { fill, ..calm() }
+    GrowthFacts { fill, ..calm() }
 }
 
-fn check(pool: Pool, expected: Growth) {
+fn check(pool: GrowthFacts, expected: Growth) {
     assert_eq!(super::pool(&pool), expected, "{pool:?}");
 }
 
@@ -46,14 +46,14 @@ fn data_grows_at_the_mark_and_not_before() {
     check(with_free(15_361), Growth::default());
     check(with_free(15_360), data(40 * 1024));
     check(with_free(0), data(40 * 1024));
-    check(Pool { available: Sectors(400 * GIB), ..with_free(0) }, data(51_200));
-    check(Pool { available: Sectors(2048 * 3 + 2047), ..with_free(0) }, data(3));
-    check(Pool { fill: None, ..with_free(0) }, Growth::default());
+    check(GrowthFacts { available: Sectors(400 * GIB), ..with_free(0) }, data(51_200));
+    check(GrowthFacts { available: Sectors(2048 * 3 + 2047), ..with_free(0) }, data(3));
+    check(GrowthFacts { fill: None, ..with_free(0) }, Growth::default());
 }
 
 #[test]
 fn data_does_not_wait_for_what_metadata_needs_nor_takes_it_away() {
-    let unknown = |available| Pool { metadata_needed: None, available: Sectors(available), ..with_free(100) };
+    let unknown = |available| GrowthFacts { metadata_needed: None, available: Sectors(available), ..with_free(100) };
     check(unknown(400 * GIB), data(51_200));
     let held_back = (sizes::thin_metadata_at_most(Sectors(100 * GIB), 100).0 - 59_392) * 2;
     check(unknown(held_back + 3 * 2048), data(3));
@@ -61,60 +61,66 @@ fn data_does_not_wait_for_what_metadata_needs_nor_takes_it_away() {
     check(unknown(held_back), Growth::default());
     check(unknown(2047), Growth { writes_fail: true, ..Growth::default() });
     // If the metadata cannot grow, no space is kept for it.
-    check(Pool { metadata_exhausted: true, ..unknown(3 * 2048) }, data(3));
+    check(GrowthFacts { metadata_exhausted: true, ..unknown(3 * 2048) }, data(3));
 }
 
 #[test]
 fn writes_fail_when_nothing_is_left_and_wait_when_something_is() {
-    let full = Pool { available: Sectors(2047), ..with_free(15_360) };
+    let full = GrowthFacts { available: Sectors(2047), ..with_free(15_360) };
     check(full, Growth { writes_fail: true, ..Growth::default() });
-    check(Pool { available: Sectors(2047), ..with_free(15_361) }, Growth::default());
-    check(Pool { writes_fail: true, ..full }, Growth { writes_fail: true, ..Growth::default() });
-    check(Pool { writes_fail: true, available: Sectors(2048), ..full }, data(1));
-    check(Pool { writes_fail: true, ..with_free(20_000) }, Growth::default());
+    check(GrowthFacts { available: Sectors(2047), ..with_free(15_361) }, Growth::default());
+    check(GrowthFacts { writes_fail: true, ..full }, Growth { writes_fail: true, ..Growth::default() });
+    check(GrowthFacts { writes_fail: true, available: Sectors(2048), ..full }, data(1));
+    check(GrowthFacts { writes_fail: true, ..with_free(20_000) }, Growth::default());
     // A thin pool that does not report how full it is stays unchanged.
-    check(Pool { writes_fail: true, fill: None, ..full }, Growth { writes_fail: true, ..Growth::default() });
+    check(GrowthFacts { writes_fail: true, fill: None, ..full }, Growth { writes_fail: true, ..Growth::default() });
 }
 
 #[test]
 fn metadata_follows_the_need_and_doubles_when_it_is_low() {
-    let needs = |needed| Pool { metadata_needed: Some(Sectors(needed)), ..calm() };
+    let needs = |needed| GrowthFacts { metadata_needed: Some(Sectors(needed)), ..calm() };
     check(needs(61_440), Growth { metadata: Sectors(2048), ..Growth::default() });
     check(needs(1024), Growth::default());
-    check(Pool { metadata_needed: None, ..calm() }, Growth::default());
+    check(GrowthFacts { metadata_needed: None, ..calm() }, Growth::default());
     check(low_on_metadata(), Growth { metadata: Sectors(59_392), ..Growth::default() });
     let unsaid = |metadata_free| calm().fill.map(|fill| Fill { metadata_free, metadata_low_water: None, ..fill });
-    check(Pool { fill: unsaid(1), ..calm() }, Growth::default());
-    check(Pool { fill: unsaid(0), ..calm() }, Growth { metadata: Sectors(59_392), ..Growth::default() });
+    check(GrowthFacts { fill: unsaid(1), ..calm() }, Growth::default());
+    check(GrowthFacts { fill: unsaid(0), ..calm() }, Growth { metadata: Sectors(59_392), ..Growth::default() });
     // If there are no free metadata blocks at all, less than twice the size will do.
-    let scarce = Pool { fill: unsaid(0), available: Sectors(2 * 2048 + 1), ..calm() };
+    let scarce = GrowthFacts { fill: unsaid(0), available: Sectors(2 * 2048 + 1), ..calm() };
     check(scarce, Growth { metadata: Sectors(2048), ..Growth::default() });
-    let huge = Pool { usable: Sectors(u64::MAX), available: Sectors(u64::MAX), ..low_on_metadata() };
+    let huge = GrowthFacts { usable: Sectors(u64::MAX), available: Sectors(u64::MAX), ..low_on_metadata() };
     let metadata = Sectors(33_000_000);
-    check(Pool { metadata, ..huge }, Growth { metadata: Sectors(292_288), ..Growth::default() });
+    check(GrowthFacts { metadata, ..huge }, Growth { metadata: Sectors(292_288), ..Growth::default() });
 }
 
 #[test]
 fn metadata_that_cannot_grow_stops_promises() {
-    let scarce = Pool { available: Sectors(2 * 59_392 - 1), ..low_on_metadata() };
+    let scarce = GrowthFacts { available: Sectors(2 * 59_392 - 1), ..low_on_metadata() };
     let stopped = Growth { writes_fail: true, exhausted: Some(Exhausted::Devices), ..Growth::default() };
     check(scarce, stopped);
     // At the next check nothing is tried before something has changed.
-    let known = Pool { metadata_exhausted: true, writes_fail: true, ..scarce };
+    let known = GrowthFacts { metadata_exhausted: true, writes_fail: true, ..scarce };
     check(known, Growth { writes_fail: true, ..Growth::default() });
-    let tight = Pool { overprovisioning: false, ..low_on_metadata() };
+    let tight = GrowthFacts { overprovisioning: false, ..low_on_metadata() };
     let most = 100 * GIB - 1_048_576 - 2 * 59_392;
-    let promised = Pool { filesystems: Sectors(most), ..tight };
+    let promised = GrowthFacts { filesystems: Sectors(most), ..tight };
     check(promised, Growth { exhausted: Some(Exhausted::Promised), ..Growth::default() });
-    check(Pool { filesystems: Sectors(most - 1), ..tight }, Growth { metadata: Sectors(59_392), ..Growth::default() });
-    check(Pool { overprovisioning: true, ..promised }, Growth { metadata: Sectors(59_392), ..Growth::default() });
+    check(
+        GrowthFacts { filesystems: Sectors(most - 1), ..tight },
+        Growth { metadata: Sectors(59_392), ..Growth::default() },
+    );
+    check(
+        GrowthFacts { overprovisioning: true, ..promised },
+        Growth { metadata: Sectors(59_392), ..Growth::default() },
+    );
 }
 
 #[test]
 fn data_gets_what_metadata_leaves() {
-    let both = Pool { metadata_needed: Some(Sectors(61_440)), available: Sectors(2048 * 5), ..with_free(0) };
+    let both = GrowthFacts { metadata_needed: Some(Sectors(61_440)), available: Sectors(2048 * 5), ..with_free(0) };
     check(both, Growth { metadata: Sectors(2048), data: Sectors(2048 * 3), ..Growth::default() });
-    let last = Pool { available: Sectors(2048 * 2), ..both };
+    let last = GrowthFacts { available: Sectors(2048 * 2), ..both };
     check(last, Growth { metadata: Sectors(2048), writes_fail: true, ..Growth::default() });
 }
 
@@ -125,7 +131,7 @@ proptest! {
         usable in 0..1_u64 << 40, available in 0..1_u64 << 40, metadata in 0..1_u64 << 26, needed in 0..1_u64 << 26,
         metadata_free in 0..4000_u64, data_free in 0..40_000_u64, filesystems in 0..1_u64 << 41, flags in 0..16_u8,
     ) {
-        let pool = Pool {
+        let pool = GrowthFacts {
             usable: Sectors(usable),
             available: Sectors(available),
             metadata: Sectors(metadata),
@@ -149,7 +155,7 @@ proptest! {
             metadata_free: metadata_free + plan.metadata.0 / 8,
             ..fill
         });
-        let after = Pool {
+        let after = GrowthFacts {
             available: Sectors(available - plan.metadata.0 * 2 - plan.data.0),
             metadata: Sectors(metadata + plan.metadata.0),
             fill,
@@ -163,33 +169,33 @@ proptest! {
     }
 }
 
-fn filesystem(size: u64, used_percent: u64) -> Filesystem {
+fn filesystem(size: u64, used_percent: u64) -> FilesystemFill {
     let total = Bytes(u128::from(size) * 512 / 100 * 99);
-    Filesystem { size: Sectors(size), limit: None, total, used: Bytes(total.0 / 100 * u128::from(used_percent)) }
+    FilesystemFill { size: Sectors(size), limit: None, total, used: Bytes(total.0 / 100 * u128::from(used_percent)) }
 }
 
 #[test]
 fn a_filesystem_doubles_when_more_than_half_is_used() {
     let full = filesystem(GIB, 51);
-    let half = Filesystem { used: Bytes(full.total.0 / 2), ..full };
+    let half = FilesystemFill { used: Bytes(full.total.0 / 2), ..full };
     assert_eq!(filesystems(&[full, half], None, Sectors(1)), [Extension::By(Sectors(GIB)), Extension::None]);
-    let limited = |limit| Filesystem { limit: Some(Sectors(limit)), ..full };
+    let limited = |limit| FilesystemFill { limit: Some(Sectors(limit)), ..full };
     let list = [limited(GIB), limited(GIB + 8), limited(3 * GIB), limited(GIB - 8)];
     let expected = [Extension::None, Extension::By(Sectors(8)), Extension::By(Sectors(GIB)), Extension::None];
     assert_eq!(filesystems(&list, None, Sectors(1)), expected);
     let largest =
-        Filesystem { size: Sectors(u64::MAX), total: Bytes(u64::MAX as u128 * 512), used: Bytes(1 << 100), ..full };
+        FilesystemFill { size: Sectors(u64::MAX), total: Bytes(u64::MAX as u128 * 512), used: Bytes(1 << 100), ..full };
     assert_eq!(filesystems(&[largest], None, Sectors(1)), [Extension::None]);
 }
 
 #[test]
 fn an_extension_that_was_cut_short_is_completed_first() {
     let full = filesystem(GIB, 80);
-    let behind = Filesystem { size: Sectors(2 * GIB), ..full };
+    let behind = FilesystemFill { size: Sectors(2 * GIB), ..full };
     assert_eq!(filesystems(&[behind], None, Sectors(1)), [Extension::Complete]);
     // The smallest XFS has 64 MiB of log in 512 MiB. That does not count as an interrupted
     // extension.
-    let small = Filesystem { size: Sectors(GIB / 2), limit: None, total: Bytes(448 << 20), used: Bytes(300 << 20) };
+    let small = FilesystemFill { size: Sectors(GIB / 2), limit: None, total: Bytes(448 << 20), used: Bytes(300 << 20) };
     assert_eq!(filesystems(&[small], None, Sectors(1)), [Extension::By(Sectors(GIB / 2))]);
 }
 
@@ -206,19 +212,19 @@ fn room_is_shared_in_order() {
 
 #[test]
 fn a_device_grows_by_whole_logical_sectors() {
-    let full = Filesystem { limit: Some(Sectors(GIB + 4097)), ..filesystem(GIB, 80) };
-    let check = |list: &[Filesystem], room: Option<u64>, expected: u64| {
+    let full = FilesystemFill { limit: Some(Sectors(GIB + 4097)), ..filesystem(GIB, 80) };
+    let check = |list: &[FilesystemFill], room: Option<u64>, expected: u64| {
         let expected = if expected == 0 { Extension::None } else { Extension::By(Sectors(expected)) };
         assert_eq!(filesystems(list, room.map(Sectors), Sectors(8)), [expected]);
     };
     check(&[full], None, 4096);
-    check(&[Filesystem { limit: Some(Sectors(GIB + 7)), ..full }], None, 0);
-    check(&[Filesystem { limit: None, ..full }], Some(4099), 4096);
+    check(&[FilesystemFill { limit: Some(Sectors(GIB + 7)), ..full }], None, 0);
+    check(&[FilesystemFill { limit: None, ..full }], Some(4099), 4096);
     // A size that is not a multiple is rounded.
-    check(&[Filesystem { limit: None, size: Sectors(GIB + 1), ..full }], Some(15), 15);
+    check(&[FilesystemFill { limit: None, size: Sectors(GIB + 1), ..full }], Some(15), 15);
     let largest = Sectors(sizes::DEVICE_MAX.0 / 2 + 1);
     check(
-        &[Filesystem { limit: None, total: largest.bytes(), used: largest.bytes(), size: largest }],
+        &[FilesystemFill { limit: None, total: largest.bytes(), used: largest.bytes(), size: largest }],
         None,
         largest.0 - 8,
     );

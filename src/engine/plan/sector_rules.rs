@@ -19,7 +19,7 @@ impl fmt::Display for SectorSizes {
 
 /// A device of a tier, as the rules see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member {
+pub struct MemberSizes {
     /// Sector sizes of the raw device.
     pub base: SectorSizes,
     /// Sector sizes of the crypt device on it (encrypted version 1 pools).
@@ -75,17 +75,17 @@ pub fn common(devices: impl IntoIterator<Item = SectorSizes>) -> Result<SectorSi
 /// # Errors
 /// If an unused device has larger sectors than those in use, or if none is in use and they differ.
 /// A pool with such a tier must not be changed.
-pub fn effective(tier: &[Member]) -> Result<Effective, SectorError> {
+pub fn effective(tier: &[MemberSizes]) -> Result<Effective, SectorError> {
     let Some(used) = largest(tier.iter().filter(|device| device.in_use)) else {
         let first = tier.first().ok_or(SectorError::Empty)?;
         common(tier.iter().map(|device| device.base))?;
         if let Some(other) = tier.iter().find(|device| device.crypt != first.crypt) {
-            let crypt = |device: &Member| device.crypt.unwrap_or(device.base);
+            let crypt = |device: &MemberSizes| device.crypt.unwrap_or(device.base);
             return Err(SectorError::Mixed(crypt(first), crypt(other)));
         }
         return Ok(Effective { base: first.base, crypt: first.crypt });
     };
-    let larger = |device: &&Member| logical(device) > used.logical || physical(device) > used.physical;
+    let larger = |device: &&MemberSizes| logical(device) > used.logical || physical(device) > used.physical;
     match tier.iter().filter(|device| !device.in_use).find(larger) {
         Some(unused) => Err(SectorError::LargerUnused { unused: unused.base, used: used.sizes().base }),
         None => Ok(used.sizes()),
@@ -97,7 +97,7 @@ pub fn effective(tier: &[Member]) -> Result<Effective, SectorError> {
 /// # Errors
 /// If the new devices differ from each other or from what the tier works with, or the tier itself
 /// is invalid.
-pub fn check_added(tier: &[Member], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
+pub fn check_added(tier: &[MemberSizes], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
     let (new, pool) = (common(new)?, effective(tier)?.base);
     if new == pool { Ok(()) } else { Err(SectorError::OtherThanTier { new, pool }) }
 }
@@ -107,7 +107,7 @@ pub fn check_added(tier: &[Member], new: impl IntoIterator<Item = SectorSizes>) 
 /// # Errors
 /// If the new devices differ from each other, or their logical size differs from that of the data
 /// tier, or the data tier is invalid.
-pub fn check_cache(data: &[Member], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
+pub fn check_cache(data: &[MemberSizes], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
     let (cache, data) = (common(new)?.logical, effective(data)?.base.logical);
     if cache == data { Ok(()) } else { Err(SectorError::CacheOtherThanData { cache, data }) }
 }
@@ -115,11 +115,11 @@ pub fn check_cache(data: &[Member], new: impl IntoIterator<Item = SectorSizes>) 
 /// The order of sizes: first that of the crypt device, then that of the raw device below.
 type Rank = (Option<u32>, u32);
 
-fn logical(device: &Member) -> Rank {
+fn logical(device: &MemberSizes) -> Rank {
     (device.crypt.map(|sizes| sizes.logical), device.base.logical)
 }
 
-fn physical(device: &Member) -> Rank {
+fn physical(device: &MemberSizes) -> Rank {
     (device.crypt.map(|sizes| sizes.physical), device.base.physical)
 }
 
@@ -139,25 +139,25 @@ impl Largest {
     }
 }
 
-fn largest<'a>(devices: impl Iterator<Item = &'a Member> + Clone) -> Option<Largest> {
+fn largest<'a>(devices: impl Iterator<Item = &'a MemberSizes> + Clone) -> Option<Largest> {
     let logical = devices.clone().map(logical).max()?;
     Some(Largest { logical, physical: devices.map(physical).max()? })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Effective, Member, SectorError, SectorSizes, check_added, check_cache, common, effective};
+    use super::{Effective, MemberSizes, SectorError, SectorSizes, check_added, check_cache, common, effective};
 
     const SMALL: SectorSizes = SectorSizes { logical: 512, physical: 512 };
     const MIXED: SectorSizes = SectorSizes { logical: 512, physical: 4096 };
     const LARGE: SectorSizes = SectorSizes { logical: 4096, physical: 4096 };
 
-    fn used(base: SectorSizes) -> Member {
-        Member { base, crypt: None, in_use: true }
+    fn used(base: SectorSizes) -> MemberSizes {
+        MemberSizes { base, crypt: None, in_use: true }
     }
 
-    fn unused(base: SectorSizes) -> Member {
-        Member { in_use: false, ..used(base) }
+    fn unused(base: SectorSizes) -> MemberSizes {
+        MemberSizes { in_use: false, ..used(base) }
     }
 
     fn open(base: SectorSizes) -> Effective {
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn crypt_sizes_come_before_raw_sizes() {
-        let crypt = |base, crypt, in_use| Member { base, crypt: Some(crypt), in_use };
+        let crypt = |base, crypt, in_use| MemberSizes { base, crypt: Some(crypt), in_use };
         let tier = [crypt(MIXED, LARGE, true), crypt(LARGE, SMALL, false)];
         assert_eq!(effective(&tier), Ok(Effective { base: MIXED, crypt: Some(LARGE) }));
         let differ = [crypt(SMALL, SMALL, false), crypt(SMALL, LARGE, false)];

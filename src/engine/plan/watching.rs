@@ -70,7 +70,7 @@ impl Watched {
 
 /// A thin pool that is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool {
+pub struct WatchFacts {
     /// The low-water mark in force.
     pub mark: DataBlocks,
     /// The usual mark, for the thin pool itself.
@@ -103,8 +103,8 @@ impl Watching {
 /// The mark lies below the free blocks by no more than a quarter of the room in the filesystem with
 /// the least room. The time to the next check is no longer than it takes to fill a quarter of that
 /// room, or to use up the free blocks above the usual mark.
-pub fn watch(pool: &Pool, filesystems: impl IntoIterator<Item = Watched>) -> Watching {
-    let Pool { mark, usual, free, devices, quiet } = *pool;
+pub fn watch(pool: &WatchFacts, filesystems: impl IntoIterator<Item = Watched>) -> Watching {
+    let WatchFacts { mark, usual, free, devices, quiet } = *pool;
     let Some(least) = filesystems.into_iter().filter(Watched::may_grow).map(Watched::room).min() else {
         return Watching::by_event(usual);
     };
@@ -137,8 +137,8 @@ mod tests {
         Watched { size: Sectors(size), mapped: Sectors(mapped), limit: limit.map(Sectors) }
     }
 
-    fn pool(mark: u64, free: u64, devices: u64, quiet: u64) -> Pool {
-        Pool {
+    fn pool(mark: u64, free: u64, devices: u64, quiet: u64) -> WatchFacts {
+        WatchFacts {
             mark: DataBlocks(mark),
             usual: DataBlocks(USUAL),
             free: DataBlocks(free),

@@ -17,7 +17,7 @@ use crate::{
 
 /// How a pool is encrypted, and the job that changes it.
 #[derive(Debug, Default)]
-pub(super) struct EncryptionState {
+pub(super) struct PoolEncryption {
     /// How the pool can be unlocked; `None` if it is not encrypted.
     info: Option<Info>,
     /// The pool's volume key is in the daemon's keyring (version 2).
@@ -27,7 +27,7 @@ pub(super) struct EncryptionState {
     job: Option<Arc<view::ReencryptionJob>>,
 }
 
-impl EncryptionState {
+impl PoolEncryption {
     /// Writes the state into the view of the pool.
     pub(super) fn show_in(&self, shown: &mut view::PoolView) {
         shown.encryption = self.info.as_ref().map(Info::view);

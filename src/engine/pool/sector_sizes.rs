@@ -16,7 +16,7 @@ pub(in crate::engine) fn of_device(geometry: &Geometry) -> SectorSizes {
 }
 
 /// The devices of a tier, as the sector size rules need them.
-pub(in crate::engine) fn of_tier(pool: &Pool, tier: DeviceTier) -> Vec<sector_rules::Member> {
+pub(in crate::engine) fn of_tier(pool: &Pool, tier: DeviceTier) -> Vec<sector_rules::MemberSizes> {
     pool.meta()
         .device_entries()
         .filter(|(of_tier, _)| *of_tier == tier)
@@ -27,7 +27,7 @@ pub(in crate::engine) fn of_tier(pool: &Pool, tier: DeviceTier) -> Vec<sector_ru
                 Some(luks_device) => (of_device(&luks_device.geometry), Some(inside)),
                 None => (inside, None),
             };
-            Some(sector_rules::Member { base, crypt, in_use: pool.meta().is_in_use(entry.uuid) })
+            Some(sector_rules::MemberSizes { base, crypt, in_use: pool.meta().is_in_use(entry.uuid) })
         })
         .collect()
 }

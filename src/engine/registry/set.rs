@@ -35,7 +35,7 @@ pub const BEING_SET_UP: &str = "it is being set up";
 
 /// A device that was found, with its BDA as read.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct FoundDevice {
     /// The device.
     pub device: BlockDevice,
     /// Its BDA.
@@ -48,7 +48,7 @@ pub struct Found {
     pub within: BTreeSet<DeviceNumber>,
 }
 
-impl Found {
+impl FoundDevice {
     /// Whether the device carries the mark that the pool metadata does not name it yet.
     pub fn is_uncommitted(&self) -> bool {
         self.bda.header().flags.contains(HeaderFlags::UNCOMMITTED)
@@ -73,7 +73,7 @@ impl Found {
 #[derive(Debug, Clone)]
 pub enum Seen {
     /// A BDA.
-    Area(Found),
+    Area(FoundDevice),
     /// A LUKS2 container with a block device of a pool in it.
     Container(LuksDevice),
 }
@@ -107,7 +107,7 @@ impl Seen {
 /// Everything with one identity.
 #[derive(Debug, Clone, Default)]
 struct Copies {
-    areas: Vec<Found>,
+    areas: Vec<FoundDevice>,
     containers: Vec<LuksDevice>,
 }
 
@@ -144,7 +144,7 @@ impl Copies {
             .map(|d| d.number)
             .collect();
         self.containers.retain(|luks_device| !is_meant(&luks_device.device));
-        let goes_with = |found: &Found| gone.iter().any(|container| found.within.contains(container));
+        let goes_with = |found: &FoundDevice| gone.iter().any(|container| found.within.contains(container));
         self.areas.retain(|found| !is_meant(&found.device) && !goes_with(found));
     }
 
@@ -164,8 +164,8 @@ impl Copies {
     }
 
     /// Areas that do not lie in a known container.
-    fn bare(&self) -> impl Iterator<Item = &Found> {
-        let is_inside = |found: &&Found| {
+    fn bare(&self) -> impl Iterator<Item = &FoundDevice> {
+        let is_inside = |found: &&FoundDevice| {
             self.containers.iter().any(|luks_device| found.within.contains(&luks_device.device.number))
         };
         self.areas.iter().filter(move |found| !is_inside(found))
@@ -188,7 +188,7 @@ pub struct DeviceSet {
     seen: BTreeMap<DevUuid, Copies>,
     ties: Ties,
     /// For each identity the device that counts; any of them while that is unclear.
-    devices: BTreeMap<DevUuid, Found>,
+    devices: BTreeMap<DevUuid, FoundDevice>,
     /// The containers of devices that lie in one, opened or not.
     containers: BTreeMap<DevUuid, LuksDevice>,
     /// Clashes: identities with the nodes of the devices between which it is unclear which one
@@ -206,7 +206,7 @@ pub struct DeviceSet {
 
 /// What a set of devices says about its pool.
 #[derive(Debug, Clone)]
-pub enum Verdict {
+pub enum DeviceSetVerdict {
     /// Metadata was found, and every device that it names.
     Complete(Arc<PoolMetadata>),
     /// Metadata was found; these devices are missing.
@@ -226,7 +226,7 @@ pub enum Verdict {
     Unreadable(String),
 }
 
-impl Verdict {
+impl DeviceSetVerdict {
     /// Why the pool cannot be set up; `None` if it can.
     pub fn obstacle(self, uuid: PoolUuid) -> Option<Error> {
         let named = |metadata: &PoolMetadata, error: &dyn Fn(Name) -> Error| match Name::new(&metadata.name) {
@@ -234,20 +234,22 @@ impl Verdict {
             Err(cause) => cause.into(),
         };
         Some(match self {
-            Verdict::Complete(_) => return None,
-            Verdict::Incomplete(metadata, missing) => {
+            DeviceSetVerdict::Complete(_) => return None,
+            DeviceSetVerdict::Incomplete(metadata, missing) => {
                 let total = metadata.devices().count();
                 named(&metadata, &|pool| Error::DevicesMissing { pool, missing: missing.clone(), total })
             }
-            Verdict::Stranger(metadata, device) => named(&metadata, &|pool| Error::ExtraDevice { pool, device }),
-            Verdict::Clash(metadata, device, paths) => {
+            DeviceSetVerdict::Stranger(metadata, device) => {
+                named(&metadata, &|pool| Error::ExtraDevice { pool, device })
+            }
+            DeviceSetVerdict::Clash(metadata, device, paths) => {
                 let pool = metadata.map_or_else(|| uuid.to_string(), |metadata| metadata.name.clone());
                 Error::Clash { pool, device, paths }
             }
-            Verdict::Destroying(_) => Error::Destroyed(uuid),
-            Verdict::Locked => Error::Locked { pool: uuid },
-            Verdict::NeverCommitted => Error::NoMetadata(uuid),
-            Verdict::Unreadable(why) => Error::Unusable { pool: uuid, why },
+            DeviceSetVerdict::Destroying(_) => Error::Destroyed(uuid),
+            DeviceSetVerdict::Locked => Error::Locked { pool: uuid },
+            DeviceSetVerdict::NeverCommitted => Error::NoMetadata(uuid),
+            DeviceSetVerdict::Unreadable(why) => Error::Unusable { pool: uuid, why },
         })
     }
 }
@@ -267,14 +269,19 @@ impl DeviceSet {
                 let stamp = member.bda.last_update().unwrap_or_default();
                 let metadata = holds_metadata.then(|| Ok((stamp, Arc::new(pool.meta().stamped(stamp)))));
                 let within = member.container.iter().map(|luks_device| luks_device.device.number).collect();
-                set.add(Seen::Area(Found { device: member.device.clone(), bda: member.bda.clone(), metadata, within }));
+                set.add(Seen::Area(FoundDevice {
+                    device: member.device.clone(),
+                    bda: member.bda.clone(),
+                    metadata,
+                    within,
+                }));
             }
         }
         set
     }
 
     /// For each identity the device that counts.
-    pub fn devices(&self) -> impl Iterator<Item = &Found> {
+    pub fn devices(&self) -> impl Iterator<Item = &FoundDevice> {
         self.devices.values()
     }
 
@@ -470,7 +477,7 @@ impl DeviceSet {
             let member = members.values().find(|(_, member)| member == id);
             let is_member = |number| members.keys().any(|member| self.ties.are_one(*member, number));
             let is_listed = listed.as_ref().is_none_or(|listed| listed.contains(id));
-            let is_left_over = self.devices.get(id).is_some_and(Found::is_uncommitted) && !is_listed;
+            let is_left_over = self.devices.get(id).is_some_and(FoundDevice::is_uncommitted) && !is_listed;
             for device in copies.outer().into_iter().filter(|device| !is_left_over && !is_member(device.number)) {
                 let reason = match (member, chosen) {
                     (Some((path, _)), _) => {
@@ -496,7 +503,7 @@ impl DeviceSet {
     /// The device with the newest metadata, and that metadata. The greatest stamp counts. If that
     /// metadata cannot be read, no other counts instead (`docs/spec/engine/ondisk-metadata.md`
     /// §3.8).
-    fn newest(&self) -> Option<(&Found, Result<&Arc<PoolMetadata>, &String>)> {
+    fn newest(&self) -> Option<(&FoundDevice, Result<&Arc<PoolMetadata>, &String>)> {
         let dated = self.devices.values().filter_map(|found| {
             let stamp = found.bda.last_update()?;
             Some((stamp, found, found.metadata.as_ref()?))
@@ -514,42 +521,42 @@ impl DeviceSet {
     }
 
     /// What the set means for its pool.
-    pub fn verdict(&self) -> Verdict {
+    pub fn verdict(&self) -> DeviceSetVerdict {
         let newest = self.newest();
         let metadata = newest.and_then(|(_, metadata)| metadata.ok());
         let listed: Option<BTreeSet<DevUuid>> = metadata.map(|metadata| metadata.devices().collect());
         let counts = |device: &DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(device));
         let mut closed = self.closed().map(LuksDevice::id);
-        if newest.is_none() && closed.next().is_none() && self.devices.values().all(Found::is_uncommitted) {
-            return Verdict::NeverCommitted;
+        if newest.is_none() && closed.next().is_none() && self.devices.values().all(FoundDevice::is_uncommitted) {
+            return DeviceSetVerdict::NeverCommitted;
         }
         let is_condemned = newest.is_some_and(|(holder, _)| holder.is_condemned());
         if !is_condemned {
             if let Some((device, paths)) = self.clashes.iter().find(|(device, _)| counts(device)) {
-                return Verdict::Clash(metadata.cloned(), *device, paths.clone());
+                return DeviceSetVerdict::Clash(metadata.cloned(), *device, paths.clone());
             }
             // A closed container may be left over from an addition. Open devices that name all
             // others decide.
             if self.closed().any(|luks_device| counts(&luks_device.id())) {
-                return Verdict::Locked;
+                return DeviceSetVerdict::Locked;
             }
         }
         let (holder, metadata) = match newest {
-            None => return Verdict::Unreadable("no device holds pool metadata".to_owned()),
-            Some((_, Err(error))) => return Verdict::Unreadable(error.clone()),
+            None => return DeviceSetVerdict::Unreadable("no device holds pool metadata".to_owned()),
+            Some((_, Err(error))) => return DeviceSetVerdict::Unreadable(error.clone()),
             Some((holder, Ok(metadata))) => (holder, Arc::clone(metadata)),
         };
         if is_condemned {
-            return Verdict::Destroying(metadata);
+            return DeviceSetVerdict::Destroying(metadata);
         }
         // A device whose addition was interrupted is not part of the pool and does not block it.
         if !counts(&holder.id()) && !holder.is_uncommitted() {
-            return Verdict::Stranger(metadata, holder.id());
+            return DeviceSetVerdict::Stranger(metadata, holder.id());
         }
         let missing: Vec<DevUuid> = metadata.devices().filter(|uuid| !self.devices.contains_key(uuid)).collect();
         match missing.is_empty() {
-            true => Verdict::Complete(metadata),
-            false => Verdict::Incomplete(metadata, missing),
+            true => DeviceSetVerdict::Complete(metadata),
+            false => DeviceSetVerdict::Incomplete(metadata, missing),
         }
     }
 
@@ -568,7 +575,7 @@ impl DeviceSet {
     /// Whether metadata that counts names this device as a member.
     pub fn lists(&self, device: DevUuid) -> bool {
         // Nothing counts if the pool never came to be or is being destroyed.
-        !matches!(self.verdict(), Verdict::NeverCommitted | Verdict::Destroying(_))
+        !matches!(self.verdict(), DeviceSetVerdict::NeverCommitted | DeviceSetVerdict::Destroying(_))
             && self.devices().any(|found| found.lists(device))
     }
 
@@ -588,11 +595,11 @@ impl DeviceSet {
     /// The pool's name, if it is known.
     pub fn name(&self) -> Option<Name> {
         match self.verdict() {
-            Verdict::Complete(meta)
-            | Verdict::Incomplete(meta, _)
-            | Verdict::Stranger(meta, _)
-            | Verdict::Clash(Some(meta), ..) => Name::new(&meta.name).ok(),
-            Verdict::Locked | Verdict::Clash(None, ..) => {
+            DeviceSetVerdict::Complete(meta)
+            | DeviceSetVerdict::Incomplete(meta, _)
+            | DeviceSetVerdict::Stranger(meta, _)
+            | DeviceSetVerdict::Clash(Some(meta), ..) => Name::new(&meta.name).ok(),
+            DeviceSetVerdict::Locked | DeviceSetVerdict::Clash(None, ..) => {
                 let mut names = self.containers.values().map(|luks_device| luks_device.token.pool_name.as_deref());
                 let first = names.next()??;
                 names.all(|name| name == Some(first)).then(|| Name::new(first).ok())?
@@ -607,14 +614,14 @@ impl DeviceSet {
         // Left-overs belong to nobody and are not shown, except when devices of theirs are up and
         // have to be stopped.
         match verdict {
-            Verdict::NeverCommitted => return None,
-            Verdict::Destroying(_) if !self.partial => return None,
+            DeviceSetVerdict::NeverCommitted => return None,
+            DeviceSetVerdict::Destroying(_) if !self.partial => return None,
             _ => {}
         }
         // While some devices are encrypted and some are not, nothing can be said about the pool.
         let encryption = self.encryption().ok()?;
         let features = match &verdict {
-            Verdict::Complete(meta) => Some(meta.features_view()),
+            DeviceSetVerdict::Complete(meta) => Some(meta.features_view()),
             _ => None,
         };
         Some(view::StoppedPoolView {
@@ -649,8 +656,8 @@ impl DeviceSet {
 
     /// Why the pool does not run. What the devices say comes first: they may have changed since
     /// something went wrong.
-    fn reason(&self, uuid: PoolUuid, verdict: Verdict) -> Option<Arc<str>> {
-        let was_stopped = matches!(&verdict, Verdict::Complete(metadata) if metadata.started == Some(false));
+    fn reason(&self, uuid: PoolUuid, verdict: DeviceSetVerdict) -> Option<Arc<str>> {
+        let was_stopped = matches!(&verdict, DeviceSetVerdict::Complete(metadata) if metadata.started == Some(false));
         if self.being_set_up {
             return Some(BEING_SET_UP.into());
         }

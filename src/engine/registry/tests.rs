@@ -43,7 +43,7 @@ fn node(number: u32) -> PathBuf {
 }
 
 /// Devices, each with a pool of its own; every other pool is called `twin`.
-fn devices(count: u32) -> Vec<Found> {
+fn devices(count: u32) -> Vec<FoundDevice> {
     let sim = (0..count).fold(Sim::builder(), |sim, number| sim.disk(node(number).to_str().unwrap(), SIZE)).build();
     let one = |number: u32| {
         let header = StaticHeader::new(pool(number), device(number), MetadataVersion::V2, SIZE, 0);
@@ -55,16 +55,16 @@ fn devices(count: u32) -> Vec<Found> {
         let saved =
             save_to_pool(&sim, &mut [(&path, &mut bda)], json.as_bytes(), sim.now(), Choose::Everywhere).unwrap();
         let metadata = Some(Ok((saved.stamp, Arc::new(metadata))));
-        Found { device: sim.find_device(&path).unwrap(), bda, metadata, within: BTreeSet::new() }
+        FoundDevice { device: sim.find_device(&path).unwrap(), bda, metadata, within: BTreeSet::new() }
     };
     (0..count).map(one).collect()
 }
 
-fn member(found: &Found) -> [(DeviceNumber, PathBuf, DevUuid); 1] {
+fn member(found: &FoundDevice) -> [(DeviceNumber, PathBuf, DevUuid); 1] {
     [(found.device.number, found.device.path.clone(), found.bda.header().device)]
 }
 
-fn set(found: &Found) -> DeviceSet {
+fn set(found: &FoundDevice) -> DeviceSet {
     let mut set = DeviceSet::default();
     set.add(Seen::Area(found.clone()));
     set
@@ -128,7 +128,7 @@ fn fresh(registry: &Registry, version: u64) -> view::StoppedPoolsView {
 }
 
 /// Does to the registry one thing that the engine does.
-fn act(registry: &mut Registry, found: &[Found], moments: &mut Vec<Moment>, random: &mut StdRng) {
+fn act(registry: &mut Registry, found: &[FoundDevice], moments: &mut Vec<Moment>, random: &mut StdRng) {
     let one = found.choose(random).unwrap();
     let uuid = one.bda.header().pool;
     // Uses any node, so that a device takes over another's node, and makes clones of any device.

@@ -10,7 +10,7 @@ use crate::{
         layout,
         pool::Pool,
         stack::{Ensured, Shape},
-        thin_check::{self, Verdict},
+        thin_check::{self, ThinCheckVerdict},
         thin_devices,
         undo::Rollback,
     },
@@ -46,7 +46,7 @@ pub(super) fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo:
 /// Checks the metadata, and repairs it if it is damaged.
 fn make_sound(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
     match check(platform, pool, Role::ThinMeta)? {
-        Verdict::Sound => {
+        ThinCheckVerdict::Sound => {
             if pool.meta().repaired {
                 let sound = pool.change(platform, Choose::Some(platform.random()), |meta| {
                     meta.repaired = false;
@@ -59,15 +59,17 @@ fn make_sound(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mu
             }
             Ok(())
         }
-        Verdict::Damaged(said) if pool.meta().repaired => Err(Error::DamagedAgain { pool: pool.name().clone(), said }),
-        Verdict::Damaged(said) => {
+        ThinCheckVerdict::Damaged(said) if pool.meta().repaired => {
+            Err(Error::DamagedAgain { pool: pool.name().clone(), said })
+        }
+        ThinCheckVerdict::Damaged(said) => {
             log::warn!("pool {}: thin_check found its metadata damaged ({said}); repairing it", pool.name());
             repair(platform, pool, shape, undo)
         }
     }
 }
 
-fn check(platform: &dyn Platform, pool: &Pool, role: Role) -> Result<Verdict> {
+fn check(platform: &dyn Platform, pool: &Pool, role: Role) -> Result<ThinCheckVerdict> {
     let size = layout::total(&pool.meta().flex_devs.thin_meta_dev);
     thin_check::check(platform, &platform.dm_node(&pool.stack.name(role)), size)
         .map_err(|source| Error::NotChecked { pool: pool.name().clone(), source })
@@ -84,7 +86,7 @@ fn repair(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Ro
     pool.stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
     let [damaged, spare] = [Role::ThinMeta, Role::ThinMetaSpare].map(|role| platform.dm_node(&pool.stack.name(role)));
     platform.run(Program::ThinRepair, &["-i", &damaged.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
-    if let Verdict::Damaged(said) = check(platform, pool, Role::ThinMetaSpare)? {
+    if let ThinCheckVerdict::Damaged(said) = check(platform, pool, Role::ThinMetaSpare)? {
         return Err(Error::BadRepair { pool: pool.name().clone(), said });
     }
     pool.stack.remove(platform, Role::ThinMeta)?;

@@ -11,7 +11,7 @@ use crate::{
     },
     engine::{
         bda::Choose,
-        containers::{self, Unlock},
+        containers::{self, UnlockOptions},
         dm_names::Role,
         encryption::{Info, Kind, UnlockMethod},
         error::{Error, Result},
@@ -125,7 +125,7 @@ fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Co
 pub(super) fn open_container(
     platform: &dyn Platform,
     pool: &mut Pool,
-    unlock: Option<&Unlock>,
+    unlock: Option<&UnlockOptions>,
     undo: &mut Rollback,
 ) -> Result<()> {
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
@@ -162,12 +162,12 @@ pub(super) fn open_container(
 fn open_closed(
     platform: &dyn Platform,
     pool: &mut Pool,
-    unlock: Option<&Unlock>,
+    unlock: Option<&UnlockOptions>,
     device: &Path,
     undo: &mut Rollback,
 ) -> Result<()> {
     let locked = || Error::NoUnlockMethod { pool: pool.name().clone() };
-    let Unlock { method, passphrase } = unlock.ok_or_else(locked)?;
+    let UnlockOptions { method, passphrase } = unlock.ok_or_else(locked)?;
     let method = method.ok_or_else(locked)?;
     let name = pool.stack.name(Role::Crypt);
     let opened = name.clone();

@@ -18,7 +18,7 @@ use stratisd::{
     engine::{
         Engine, Result, dm_names,
         metadata::{IntegritySpec, MetadataVersion},
-        ops::{self, CacheTier, NewFilesystem, NewPool, StopOutcome, Unlock},
+        ops::{self, CacheTier, NewFilesystem, NewPool, StopOutcome, UnlockOptions},
         pool::Pool,
         request::{Access, Step},
     },
@@ -106,7 +106,7 @@ impl Bench {
 
     /// Starts a pool that is not encrypted.
     pub fn start_pool(&mut self, pool: &str) -> Result<bool> {
-        let started = ops::start_pool(PoolRef::Name(name(pool)), Unlock::default(), CacheTier::Keep);
+        let started = ops::start_pool(PoolRef::Name(name(pool)), UnlockOptions::default(), CacheTier::Keep);
         self.run(started).map(|started| started.is_some())
     }
 

@@ -7,7 +7,7 @@ use stratisd::{
     engine::metadata::{
         FilesystemRecord, Journal, Layout, Mda, MetadataVersion, Pending, PlannedWrite, PoolMetadata, StaticHeader,
         filesystem::THIN_ID_MAX,
-        header::{self, BLOCK_BYTES, Found, Resolved},
+        header::{self, BLOCK_BYTES, CopyContents, Resolved},
         mda::{Cause, decode_region, encode_region},
         pool,
     },
@@ -17,9 +17,9 @@ use stratisd::{
 pub fn header(bytes: &[u8]) {
     let (first, second) = bytes.split_at(bytes.len().min(BLOCK_BYTES));
     for copies in [[first.to_vec(), second.to_vec()], [with_crc(first, 4), with_crc(second, 4)]] {
-        let found = copies.map(|block| Found::in_block(&block));
+        let found = copies.map(|block| CopyContents::in_block(&block));
         for copy in &found {
-            if let Found::Valid(header) = copy {
+            if let CopyContents::Valid(header) = copy {
                 assert_eq!(StaticHeader::decode(&header.encode()), Ok(Some(*header)));
                 assert!(header.extended_size() <= header.device_size);
             }

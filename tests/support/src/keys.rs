@@ -8,7 +8,7 @@ use stratisd::{
         Result,
         encryption::{BindRequest, ClevisRequest, KeyDescription, NewBinding, UnlockMethod},
         metadata::{IntegritySpec, MetadataVersion},
-        ops::{self, CacheTier, NewPool, Secret, Unlock},
+        ops::{self, CacheTier, NewPool, Secret, UnlockOptions},
     },
     platform::sim::Sim,
     view,
@@ -73,7 +73,7 @@ pub fn create(
 
 /// Starts a pool.
 pub fn start(bench: &mut Bench, pool: &str, method: Option<UnlockMethod>, passphrase: Option<&str>) -> Result<bool> {
-    let unlock = Unlock { method, passphrase: passphrase.map(secret) };
+    let unlock = UnlockOptions { method, passphrase: passphrase.map(secret) };
     let started = ops::start_pool(PoolRef::Name(name(pool)), unlock, CacheTier::Keep);
     bench.run(started).map(|started| started.is_some())
 }

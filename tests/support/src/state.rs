@@ -72,7 +72,7 @@ struct PoolState {
     /// Whether its volume key has ever been replaced.
     reencrypted: bool,
     /// The work on its data that is not done.
-    work: Option<ReencryptionMode>,
+    reencryption: Option<ReencryptionMode>,
     filesystems: BTreeMap<String, FilesystemState>,
 }
 
@@ -206,7 +206,7 @@ impl State {
                 devices: devices.collect(),
                 encryption,
                 reencrypted: pool.last_reencrypt.is_some(),
-                work: pool.reencryption.as_ref().map(|work| work.kind),
+                reencryption: pool.reencryption.as_ref().map(|work| work.kind),
                 filesystems: filesystems.collect(),
             };
             (pool_name, state)

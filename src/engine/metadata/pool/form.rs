@@ -13,17 +13,17 @@ use crate::{
 
 /// See [`super::Tier`].
 #[derive(Serialize, Deserialize)]
-pub struct Tier {
+pub struct TierForm {
     blockdev: super::BlockDevs,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    integrity_spec: Option<Spec>,
+    integrity_spec: Option<SpecForm>,
     #[serde(flatten)]
     rest: Rest,
 }
 
 /// See [`IntegritySpec`].
 #[derive(Serialize, Deserialize)]
-struct Spec {
+struct SpecForm {
     tag_spec: TagSpec,
     journal_size: Sectors,
     block_size: u64,
@@ -32,12 +32,12 @@ struct Spec {
     rest: Rest,
 }
 
-impl From<Tier> for super::Tier {
-    fn from(form: Tier) -> super::Tier {
-        let Tier { blockdev, integrity_spec, rest } = form;
+impl From<TierForm> for super::Tier {
+    fn from(form: TierForm) -> super::Tier {
+        let TierForm { blockdev, integrity_spec, rest } = form;
         let (integrity_spec, spec_rest) = integrity_spec
             .map(|spec| {
-                let Spec { tag_spec, journal_size, block_size, allocate_superblock, rest } = spec;
+                let SpecForm { tag_spec, journal_size, block_size, allocate_superblock, rest } = spec;
                 (IntegritySpec { tag_spec, journal_size, block_size, allocate_superblock }, rest)
             })
             .unzip();
@@ -45,21 +45,21 @@ impl From<Tier> for super::Tier {
     }
 }
 
-impl From<super::Tier> for Tier {
-    fn from(tier: super::Tier) -> Tier {
+impl From<super::Tier> for TierForm {
+    fn from(tier: super::Tier) -> TierForm {
         let super::Tier { blockdev, integrity_spec, spec_rest, rest } = tier;
         let integrity_spec = integrity_spec.map(|spec| {
             let IntegritySpec { tag_spec, journal_size, block_size, allocate_superblock } = spec;
-            Spec { tag_spec, journal_size, block_size, allocate_superblock, rest: spec_rest }
+            SpecForm { tag_spec, journal_size, block_size, allocate_superblock, rest: spec_rest }
         });
-        Tier { blockdev, integrity_spec, rest }
+        TierForm { blockdev, integrity_spec, rest }
     }
 }
 
 /// See [`super::BlockDevs`].
 #[derive(Serialize, Deserialize)]
-pub struct BlockDevs {
-    allocs: Vec<Vec<Segment>>,
+pub struct BlockDevsForm {
+    allocs: Vec<Vec<SegmentForm>>,
     devs: Vec<BlockDev>,
     #[serde(flatten)]
     rest: Rest,
@@ -67,7 +67,7 @@ pub struct BlockDevs {
 
 /// See [`DeviceSegment`].
 #[derive(Serialize, Deserialize)]
-struct Segment {
+struct SegmentForm {
     parent: DevUuid,
     start: Sectors,
     length: Sectors,
@@ -75,11 +75,11 @@ struct Segment {
     rest: Rest,
 }
 
-impl From<BlockDevs> for super::BlockDevs {
-    fn from(form: BlockDevs) -> super::BlockDevs {
+impl From<BlockDevsForm> for super::BlockDevs {
+    fn from(form: BlockDevsForm) -> super::BlockDevs {
         let mut segment_rests = BTreeMap::new();
         let lists = form.allocs.into_iter().enumerate().map(|(list, segments)| {
-            let plain = segments.into_iter().map(|Segment { parent, start, length, rest }| {
+            let plain = segments.into_iter().map(|SegmentForm { parent, start, length, rest }| {
                 if !rest.is_empty() {
                     segment_rests.insert((list, parent, start), rest);
                 }
@@ -92,16 +92,16 @@ impl From<BlockDevs> for super::BlockDevs {
     }
 }
 
-impl From<super::BlockDevs> for BlockDevs {
-    fn from(devs: super::BlockDevs) -> BlockDevs {
+impl From<super::BlockDevs> for BlockDevsForm {
+    fn from(devs: super::BlockDevs) -> BlockDevsForm {
         let super::BlockDevs { allocs, devs, mut segment_rests, rest } = devs;
         let lists = allocs.into_iter().enumerate().map(|(list, segments)| {
             let full = segments.into_iter().map(|DeviceSegment { parent, start, length }| {
                 let rest = segment_rests.remove(&(list, parent, start)).unwrap_or_default();
-                Segment { parent, start, length, rest }
+                SegmentForm { parent, start, length, rest }
             });
             full.collect()
         });
-        BlockDevs { allocs: lists.collect(), devs, rest }
+        BlockDevsForm { allocs: lists.collect(), devs, rest }
     }
 }

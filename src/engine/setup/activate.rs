@@ -29,7 +29,7 @@ use crate::{
 const SUPERBLOCK_BYTES: usize = 512;
 
 /// A thin device that was to be brought up, with the outcome.
-pub(super) struct Raised {
+pub(super) struct Activated {
     /// The device's number and size.
     pub device: Result<(DeviceNumber, Sectors)>,
     /// Takes the device down again.
@@ -38,7 +38,7 @@ pub(super) struct Raised {
 
 /// What a filesystem's thin device is made from.
 #[derive(Clone)]
-pub(super) struct Raise {
+pub(super) struct Activation {
     name: String,
     thin_pool: DeviceNumber,
     thin_id: u32,
@@ -46,10 +46,10 @@ pub(super) struct Raise {
     limit: Option<Sectors>,
 }
 
-impl Raise {
+impl Activation {
     /// For the filesystem of this record, in a pool with this logical sector size.
-    pub fn new(pool: PoolUuid, thin_pool: DeviceNumber, record: &FilesystemRecord, sector: Sectors) -> Raise {
-        Raise {
+    pub fn new(pool: PoolUuid, thin_pool: DeviceNumber, record: &FilesystemRecord, sector: Sectors) -> Activation {
+        Activation {
             name: dm_names::filesystem(pool, record.uuid),
             thin_pool,
             thin_id: record.thin_id,
@@ -60,13 +60,13 @@ impl Raise {
 
     /// Brings the device up. Tried twice: if it fails, users lack the filesystem until the pool is
     /// next set up.
-    pub fn run(&self, platform: &dyn Platform) -> Raised {
+    pub fn run(&self, platform: &dyn Platform) -> Activated {
         let mut undo = Rollback::new();
-        let device = self.raise(platform, &mut undo).or_else(|_| self.raise(platform, &mut undo));
-        Raised { device, undo }
+        let device = self.activate(platform, &mut undo).or_else(|_| self.activate(platform, &mut undo));
+        Activated { device, undo }
     }
 
-    fn raise(&self, platform: &dyn Platform, undo: &mut Rollback) -> Result<(DeviceNumber, Sectors)> {
+    fn activate(&self, platform: &dyn Platform, undo: &mut Rollback) -> Result<(DeviceNumber, Sectors)> {
         let mut size = self.recorded.max(self.live_size(platform)?);
         let (number, ensured) = self.ensure(platform, size, undo)?;
         if ensured == Ensured::Created {
