@@ -20,7 +20,7 @@ use stratisd::{
         keyring::Secret,
         linux::luks::Luks,
         luks::{
-            Begin, Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot,
+            Begin, Cost, DataEncryption, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot,
             ReencryptionMode, Unlock,
         },
     },
@@ -139,7 +139,7 @@ fn a_header_is_as_specified() {
         let header = container.format(&layout, FormatPurpose::New, &keyslots, &tokens).unwrap();
         assert_eq!(header, container.read());
         assert_eq!(header.data_offset, layout.data_offset);
-        assert_eq!(header.state, EncryptionState::Encrypted);
+        assert_eq!(header.state, DataEncryption::Encrypted);
         assert_eq!(header.keyslots, [4, 7].into());
         assert_eq!(header.tokens, tokens);
         assert_eq!((header.free_keyslots().next(), header.free_token()), (Some(0), Some(0)));
@@ -248,7 +248,7 @@ fn keyslots_for_a_new_volume_key_agree() {
         HeaderChange::PutToken(0, json!({"type": "clevis", "keyslots": ["0", "1"], "jwe": {}})),
     ];
     let header = container.luks.change(&container.path(), Some(unlock(&first, None)), &changes).unwrap();
-    assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), EncryptionState::Encrypted));
+    assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), DataEncryption::Encrypted));
     // They do not open the device.
     container.open(&first, None).unwrap();
     for (passphrase, keyslot) in [(&first, Some(1)), (&second, Some(2)), (&second, None)] {
@@ -274,7 +274,7 @@ fn a_header_over_plaintext_says_nothing_is_done() {
     let tokens = BTreeMap::from([(1, keyring_token(0)), (2, clevis_token(1))]);
     let keyslots = [keyslot(0, &first), keyslot(1, &second)];
     let header = container.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &tokens).unwrap();
-    assert_eq!(header.state, EncryptionState::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
+    assert_eq!(header.state, DataEncryption::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
     assert_eq!(header, container.read());
     assert_eq!((&header.keyslots, &header.tokens), (&[0, 1].into(), &tokens));
     assert_eq!((header.data_offset, header.sector_size), (OF_POOL.data_offset, 4096));

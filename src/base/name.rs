@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_was_refused_and_quotes_no_more_than_a_line() {
+    fn a_refusal_quotes_at_most_a_line() {
         let says = |purpose, text: &str| check(purpose, text).expect_err(text).to_string();
         assert_eq!(says(TextPurpose::UserInfo, ""), "the user info must not be empty");
         assert_eq!(says(TextPurpose::Name, ""), "a name must not be empty");

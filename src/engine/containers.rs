@@ -25,7 +25,7 @@ use crate::{
     platform::{
         Platform, WriteStep,
         keyring::Secret,
-        luks::{self, Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NUMBERS, NewKeyslot},
+        luks::{self, Cost, DataEncryption, FormatPurpose, Header, HeaderChange, HeaderLayout, NUMBERS, NewKeyslot},
     },
 };
 
@@ -206,7 +206,7 @@ pub fn bring_up(
 /// if an interrupted change had never begun or had been completed. Between these two states a token
 /// has a second keyslot.
 pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
-    if header.state != EncryptionState::Encrypted {
+    if header.state != DataEncryption::Encrypted {
         return Vec::new();
     }
     let unused = header.unused.iter().copied().map(HeaderChange::DestroyKeyslot);

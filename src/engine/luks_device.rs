@@ -28,7 +28,7 @@ use crate::{
     },
     platform::{
         BlockDevice, Geometry, Platform,
-        luks::{self, EncryptionState, FormatPurpose, HeaderChange, HeaderLayout, NUMBERS},
+        luks::{self, DataEncryption, FormatPurpose, HeaderChange, HeaderLayout, NUMBERS},
     },
 };
 
@@ -46,7 +46,7 @@ pub struct LuksDevice {
     /// Offset of the data on the device.
     pub data_offset: Sectors,
     /// The progress of a re-encryption job on it.
-    pub state: EncryptionState,
+    pub state: DataEncryption,
     /// It is being made or wiped. Its contents are of no value to anybody.
     pub unfinished: bool,
 }
@@ -250,7 +250,7 @@ impl LuksFormat {
 /// # Errors
 /// When a header cannot be written.
 pub fn mend(platform: &dyn Platform, devices: &mut [&mut LuksDevice]) -> Result<()> {
-    if devices.iter().any(|device| matches!(device.state, EncryptionState::Unfinished { .. })) {
+    if devices.iter().any(|device| matches!(device.state, DataEncryption::Unfinished { .. })) {
         return Ok(());
     }
     let former = devices.iter().find_map(|device| match &device.bindings.lowest(Kind::Keyring)?.mechanism {
@@ -272,7 +272,7 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut LuksDevice]) -> Result<
                     changes.push(HeaderChange::RemoveToken(binding.token));
                 }
                 (Mechanism::Keyring(new), Some(old), Some(next))
-                    if new != old && device.state == EncryptionState::Encrypted =>
+                    if new != old && device.state == DataEncryption::Encrypted =>
                 {
                     changes.push(HeaderChange::PutToken(binding.token, keyring_token(old, binding.keyslot)));
                     changes.push(HeaderChange::DestroyKeyslot(next));

@@ -39,7 +39,7 @@ pub enum FormatPurpose {
     /// A LUKS device without data.
     New,
     /// A LUKS device over plaintext data that already lies behind the data offset. The header says
-    /// from the start that nothing is encrypted yet ([`EncryptionState::Unfinished`] with
+    /// from the start that nothing is encrypted yet ([`DataEncryption::Unfinished`] with
     /// [`ReencryptionMode::Encrypt`] and 0 bytes done). Only
     /// [`Platform::luks_reencrypt`](super::Platform::luks_reencrypt) starts to encrypt.
     Encrypt,
@@ -87,7 +87,7 @@ pub enum ReencryptionMode {
 
 /// What a header says about the data behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EncryptionState {
+pub enum DataEncryption {
     /// The data is encrypted.
     Encrypted,
     /// A re-encryption job was started and not completed.
@@ -112,7 +112,7 @@ pub struct Header {
     /// Encryption sector size in bytes.
     pub sector_size: u32,
     /// What the header says about the data.
-    pub state: EncryptionState,
+    pub state: DataEncryption,
     /// Keyslots that hold a volume key, either the current one or its successor.
     pub keyslots: BTreeSet<u32>,
     /// The keyslots among them whose volume key neither encrypts data nor is about to: leftovers.

@@ -18,7 +18,7 @@ use stratisd::{
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
-        luks::{EncryptionState, ReencryptionMode},
+        luks::{DataEncryption, ReencryptionMode},
         sim::{CallKind, LuksCall, Sim, Trouble},
     },
 };
@@ -358,7 +358,7 @@ fn a_job_killed_in_its_first_part_resumes() {
             bench.sim.faults().clear();
             let is_hot = |path: &std::path::PathBuf| {
                 let state = bench.sim.header(path).unwrap().state;
-                state == EncryptionState::Unfinished { mode: work, done: Bytes(1) }
+                state == DataEncryption::Unfinished { mode: work, done: Bytes(1) }
             };
             paths.iter().any(is_hot).then_some(bench)
         });

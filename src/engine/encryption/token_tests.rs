@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{base::units::Sectors, engine::encryption::Kind, platform::luks::EncryptionState};
+use crate::{base::units::Sectors, engine::encryption::Kind, platform::luks::DataEncryption};
 
 const POOL: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const DEVICE: &str = "fedcba98-7654-3210-fedc-ba9876543210";
@@ -43,7 +43,7 @@ fn header(tokens: impl IntoIterator<Item = (u32, Value)>) -> Header {
         uuid: "u".to_owned(),
         data_offset: Sectors(34_816),
         sector_size: 512,
-        state: EncryptionState::Encrypted,
+        state: DataEncryption::Encrypted,
         keyslots: [0, 1].into(),
         unused: [].into(),
         tokens: tokens.into_iter().collect::<BTreeMap<_, _>>(),

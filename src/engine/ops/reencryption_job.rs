@@ -27,7 +27,7 @@ use crate::{
     platform::{
         Platform,
         keyring::Secret,
-        luks::{Begin, EncryptionState, Header, Progress, ReencryptionEnd, ReencryptionMode, Unlock},
+        luks::{Begin, DataEncryption, Header, Progress, ReencryptionEnd, ReencryptionMode, Unlock},
     },
     view::{self, Availability},
 };
@@ -216,7 +216,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
             Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
         };
         let begun = match (&start, header.state) {
-            (_, EncryptionState::Unfinished { .. }) => by_any(Begin::Resume),
+            (_, DataEncryption::Unfinished { .. }) => by_any(Begin::Resume),
             (JobStart::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
                 Some(NewKey { passphrase, from, to }) => {
                     let begin = Begin::Reencrypt { from: *from, to: *to };
@@ -224,8 +224,8 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
                 }
                 None => Ok(ReencryptionEnd::Finished),
             },
-            (JobStart::Decrypt, EncryptionState::Encrypted) => by_any(Begin::Decrypt),
-            (JobStart::Resume, EncryptionState::Encrypted) if !header.unused.is_empty() => {
+            (JobStart::Decrypt, DataEncryption::Encrypted) => by_any(Begin::Decrypt),
+            (JobStart::Resume, DataEncryption::Encrypted) if !header.unused.is_empty() => {
                 match prepared_key(platform, &bindings_of(job.version, &header)?)? {
                     Some(NewKey { passphrase, from, to }) => {
                         let begin = Begin::Reencrypt { from, to };
@@ -280,8 +280,8 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, luks_device: &LuksL
 fn is_begun(platform: &dyn Platform, job: &JobContext) -> bool {
     let is_untouched = |header: Header| match (job.work.kind, header.state) {
         // The new volume key has not been used yet.
-        (ReencryptionMode::Reencrypt, EncryptionState::Encrypted) => !header.unused.is_empty(),
-        (ReencryptionMode::Decrypt, state) => state == EncryptionState::Encrypted,
+        (ReencryptionMode::Reencrypt, DataEncryption::Encrypted) => !header.unused.is_empty(),
+        (ReencryptionMode::Decrypt, state) => state == DataEncryption::Encrypted,
         _ => false,
     };
     job.luks_devices.iter().any(|luks_device| !read(platform, &luks_device.device).is_ok_and(is_untouched))
@@ -304,8 +304,8 @@ fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<N
 fn is_done(before: &Header, now: &Header) -> bool {
     let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
     match (before.state, now.state) {
-        (_, EncryptionState::Unfinished { .. }) => false,
-        (EncryptionState::Encrypted, EncryptionState::Encrypted) => replaced(),
+        (_, DataEncryption::Unfinished { .. }) => false,
+        (DataEncryption::Encrypted, DataEncryption::Encrypted) => replaced(),
         (before, now) => before != now,
     }
 }
@@ -347,7 +347,7 @@ fn finish(uuid: PoolUuid, job: JobContext, worked: Result<()>, claim: Claim) -> 
 /// has not been begun is taken back.
 fn leave(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]) -> Result<()> {
     let headers = read_headers(platform, luks_devices)?;
-    if headers.iter().any(|header| matches!(header.state, EncryptionState::Unfinished { .. })) {
+    if headers.iter().any(|header| matches!(header.state, DataEncryption::Unfinished { .. })) {
         return Ok(());
     }
     for (luks_device, header) in luks_devices.iter().zip(&headers) {
@@ -363,7 +363,7 @@ fn leave(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]
 fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) -> Result<()> {
     let luks_devices = luks_locations(platform, pool);
     let headers = read_headers(platform, &luks_devices)?;
-    let wanted = if work == ReencryptionMode::Decrypt { EncryptionState::Clear } else { EncryptionState::Encrypted };
+    let wanted = if work == ReencryptionMode::Decrypt { DataEncryption::Clear } else { DataEncryption::Encrypted };
     if headers.iter().any(|header| header.state != wanted) {
         return Err(Error::WorkNotDone { pool: pool.name().clone(), work });
     }

@@ -25,7 +25,7 @@ use crate::{
     },
     platform::{
         Platform,
-        luks::{EncryptionState, Header, ReencryptionMode},
+        luks::{DataEncryption, Header, ReencryptionMode},
     },
     view::{self, Availability},
 };
@@ -68,7 +68,7 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
     }
     pool.note_encryption(Some(info));
     let unfinished = pool.members.containers().map(|luks_device| luks_device.state).find_map(|state| match state {
-        EncryptionState::Unfinished { mode, .. } => Some(mode),
+        DataEncryption::Unfinished { mode, .. } => Some(mode),
         _ => None,
     });
     if let Some(mode) = unfinished {
@@ -110,13 +110,13 @@ enum Containment {
 }
 
 fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Containment> {
-    let untouched = EncryptionState::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
+    let untouched = DataEncryption::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
     match (recorded, header) {
         (false, None) => Ok(Containment::None),
         (true, None) => Err(Error::NoHeader { pool: pool.clone() }),
-        (true, Some(header)) if header.state == EncryptionState::Clear => Ok(Containment::Decrypted),
+        (true, Some(header)) if header.state == DataEncryption::Clear => Ok(Containment::Decrypted),
         (true, Some(header)) => Ok(Containment::Open(header)),
-        (false, Some(header)) if [EncryptionState::Clear, untouched].contains(&header.state) => Ok(Containment::Stale),
+        (false, Some(header)) if [DataEncryption::Clear, untouched].contains(&header.state) => Ok(Containment::Stale),
         (false, Some(_)) => Err(Error::UnrecordedHeader { pool: pool.clone() }),
     }
 }
@@ -150,7 +150,7 @@ pub(super) fn open_container(
             }
             let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
             pool.stack.ensure_all(platform, opened, undo)?;
-            if let EncryptionState::Unfinished { mode, .. } = header.state {
+            if let DataEncryption::Unfinished { mode, .. } = header.state {
                 pool.note_work(Some(Arc::new(view::ReencryptionJob::new(mode, platform.now()))));
             }
             mend_header(platform, pool, &device, &header);
@@ -228,7 +228,7 @@ pub(in crate::engine) fn drop_container(platform: &dyn Platform, pool: &mut Pool
 mod tests {
     use super::*;
 
-    fn check(recorded: bool, state: Option<EncryptionState>, expected: fn(&Result<Containment>) -> bool) {
+    fn check(recorded: bool, state: Option<DataEncryption>, expected: fn(&Result<Containment>) -> bool) {
         let header = state.map(|state| Header {
             uuid: String::new(),
             data_offset: Sectors(34_816),
@@ -245,16 +245,16 @@ mod tests {
     /// A header that does not count may be wiped only if the data behind it has never been touched.
     #[test]
     fn the_record_decides_and_nothing_that_may_be_encrypted_is_given_up() {
-        let unfinished = |mode, done| Some(EncryptionState::Unfinished { mode, done: Bytes(done) });
+        let unfinished = |mode, done| Some(DataEncryption::Unfinished { mode, done: Bytes(done) });
         let is_refused = |found: &Result<Containment>| matches!(found, Err(Error::UnrecordedHeader { .. }));
         let is_opened = |found: &Result<Containment>| matches!(found, Ok(Containment::Open(_)));
         let is_stale = |found: &Result<Containment>| matches!(found, Ok(Containment::Stale));
         check(false, None, |found| matches!(found, Ok(Containment::None)));
         check(true, None, |found| matches!(found, Err(Error::NoHeader { .. })));
-        check(true, Some(EncryptionState::Encrypted), is_opened);
-        check(false, Some(EncryptionState::Encrypted), is_refused);
-        check(true, Some(EncryptionState::Clear), |found| matches!(found, Ok(Containment::Decrypted)));
-        check(false, Some(EncryptionState::Clear), is_stale);
+        check(true, Some(DataEncryption::Encrypted), is_opened);
+        check(false, Some(DataEncryption::Encrypted), is_refused);
+        check(true, Some(DataEncryption::Clear), |found| matches!(found, Ok(Containment::Decrypted)));
+        check(false, Some(DataEncryption::Clear), is_stale);
         check(false, unfinished(ReencryptionMode::Encrypt, 0), is_stale);
         // The job was working on its first part.
         check(false, unfinished(ReencryptionMode::Encrypt, 1), is_refused);

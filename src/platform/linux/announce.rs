@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn without_udev_the_wait_returns_missing_links_at_once() {
+    fn without_udev_nobody_waits_for_links() {
         let wanted = vec![Wanted::new(&announcement("no-such-pool", "a")), Wanted::new(&announcement("b", "c"))];
         let links = Box::new(RequestedLinks { udev: None, wanted, looked: false });
         let missing = links.wait(Duration::from_secs(3600));

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_of_a_process_that_waits_too_long_are_removed() {
+    fn cookies_that_wait_too_long_are_removed() {
         let _alone = ALONE.lock();
         let (cookie, other) = (Cookie::new().unwrap(), Cookie::new().unwrap());
         let us = std::process::id();

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_block_device_is_refused() {
+    fn only_block_devices_are_found() {
         for path in ["/", "/dev/null", "/nonexistent", "/dev/null/x"] {
             let error = find_device(Path::new(path)).unwrap_err();
             assert!(matches!(&error, Error::NoDevice { path: p } if p == Path::new(path)), "{path}: {error:?}");

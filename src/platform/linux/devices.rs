@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_block_device_is_not_opened() {
+    fn only_block_devices_are_opened() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for path in [file.path(), Path::new("/dev/null"), Path::new("/")] {
             let error = open(path, std::fs::OpenOptions::new().read(true)).unwrap_err();

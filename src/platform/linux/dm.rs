@@ -152,7 +152,7 @@ impl Mapper {
         let resumed = self.resume_once(name, visibility);
         if resumed.is_err() && self.is_suspended_with_old_table(name) {
             if let Err(fault) = self.resume_once(name, visibility) {
-                warn!("device {name} stays suspended: {fault}");
+                warn!("cannot resume device {name} with its former table, so it stays suspended: {fault}");
             }
         }
         resumed
@@ -275,7 +275,7 @@ pub(super) fn mend_node(name: &str) {
     });
     match info {
         Ok(info) => mend_link(name, number(info.device())),
-        Err(fault) => warn!("cannot create the node of {name}, which udev has not made: {fault}"),
+        Err(fault) => warn!("cannot create the node of {name} in place of udev: {fault}"),
     }
 }
 
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_name_that_does_not_fit_is_refused() {
+    fn too_long_target_names_are_refused() {
         let target = Target::Foreign { kind: "sixteen-letters-".to_owned(), parameters: String::new() };
         let table = [Line { start: Sectors(0), length: Sectors(8), target }];
         assert!(matches!(raw_lines("create", "x", &table), Err(Error::Dm { .. })));

@@ -197,7 +197,7 @@ mod tests {
     /// Found in review: each announcement used to open its own socket, and each waiter polled as
     /// many sockets as creations were waiting.
     #[test]
-    fn all_listen_to_one_socket_while_anybody_does() {
+    fn subscribers_share_one_socket() {
         let listener = Listener::default();
         let all: Vec<Subscription> = (0..100).map(|minor| listener.subscribe(vec![device(minor)]).unwrap()).collect();
         let first = all[0].fd().as_raw_fd();

@@ -29,10 +29,10 @@ pub(super) fn mend_link(name: &str, number: DeviceNumber) {
     let target = Path::new("..").join(format!("dm-{}", number.minor));
     let _ = fs::remove_file(&link);
     match symlink(target, &link) {
-        Ok(()) => warn!("created {} because udev did not", link.display()),
+        Ok(()) => warn!("udev did not create {}, so the daemon did", link.display()),
         // udev was faster.
         Err(fault) if fault.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(fault) => warn!("cannot create {}, which udev did not: {fault}", link.display()),
+        Err(fault) => warn!("cannot create {} in place of udev: {fault}", link.display()),
     }
 }
 

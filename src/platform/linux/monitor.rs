@@ -120,7 +120,7 @@ impl Monitor {
                 // The error concerns the message just read, which is dropped: one bad message must
                 // not end the monitor.
                 Some(libc::EINVAL | libc::EBADMSG | libc::ENODEV | libc::ENOENT) => {
-                    warn!("dropped a malformed udev event: {reason}");
+                    warn!("the udev monitor dropped a malformed event: {reason}");
                     self.lost = true;
                 }
                 _ => return Err(reason),
@@ -218,7 +218,7 @@ mod tests {
     use crate::platform::{DeviceAction, DeviceEvent};
 
     #[test]
-    fn only_messages_with_an_action_and_a_node_are_events() {
+    fn an_event_has_an_action_and_a_node() {
         let message = Message {
             action: Some(DeviceAction::Remove),
             node: Some(PathBuf::from("/dev/sdb")),

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_a_table_and_is_in_a_namespace() {
+    fn this_process_has_mounts_and_a_namespace() {
         assert!(read("self").unwrap().iter().any(|entry| entry.mount_point == Path::new("/proc")));
         let ours = namespace("self").unwrap();
         let found = namespaces().unwrap();

@@ -67,7 +67,7 @@ pub(super) fn clear_private_directory() -> Result<()> {
     for entry in
         mount_table::read("self")?.iter().rev().filter(|entry| entry.mount_point.starts_with(PRIVATE_DIRECTORY))
     {
-        info!("unmounting {}", entry.mount_point.display());
+        info!("the daemon unmounts {}", entry.mount_point.display());
         unmount_busy(&entry.mount_point).map_err(error("unmount", &entry.mount_point))?;
     }
     Ok(())

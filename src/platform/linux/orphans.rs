@@ -37,11 +37,14 @@ pub(super) fn wait_for_end(limit: Duration) {
     let mut logged = false;
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() > deadline {
-            warn!("LUKS child process of an earlier stratisd did not exit within {} s; continuing", limit.as_secs());
+            warn!(
+                "the LUKS child process of an earlier stratisd did not exit within {} s; the daemon starts without waiting for it",
+                limit.as_secs()
+            );
             return;
         }
         if !logged {
-            info!("waiting for a LUKS child process of an earlier stratisd to exit");
+            info!("the daemon waits for the LUKS child process of an earlier stratisd");
             logged = true;
         }
         wait::pause(LOOK);

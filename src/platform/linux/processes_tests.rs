@@ -45,7 +45,7 @@ fn output_and_errors_are_kept_apart() {
 }
 
 #[test]
-fn much_output_on_both_is_read_to_the_end_and_cut() {
+fn long_output_is_read_whole_and_kept_truncated() {
     let ended = shell("yes | head -c 3000000 >&2; yes | head -c 3000000");
     assert!(status(&ended).success());
     for kept in [&ended.output, &ended.errors] {
@@ -92,7 +92,7 @@ fn the_child_has_only_three_descriptors() {
 }
 
 #[test]
-fn the_child_leads_its_own_session_without_a_terminal() {
+fn a_child_has_a_session_without_terminal() {
     let ended = shell(
         "read -r pid name state parent group session terminal rest < /proc/$$/stat
         [ $pid = $group ] && [ $pid = $session ] && [ $terminal = 0 ]",
@@ -130,7 +130,7 @@ fn children_of_a_program_end_with_it() {
 }
 
 #[test]
-fn programs_run_side_by_side_and_the_first_answer_is_enough() {
+fn the_first_answer_ends_parallel_programs() {
     let scripts = ["sleep infinity", "echo second; exit 3", "sleep infinity"];
     let arguments = scripts.map(|script| [OsStr::new("-c"), OsStr::new(script)]);
     let invocations =
@@ -170,7 +170,7 @@ fn running_programs_are_listed() {
 
 /// A child that waits for a device in the kernel used to block its worker for ever.
 #[test]
-fn an_unkillable_child_is_given_up_and_reaped_later() {
+fn an_unkillable_child_is_reaped_later() {
     let arguments = [OsStr::new("-c"), OsStr::new("sleep infinity")];
     let mut process = invocation(Path::new("/bin/sh"), &arguments, &[], None).start().unwrap();
     let pid = process.child.as_ref().unwrap().id();

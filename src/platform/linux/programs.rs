@@ -69,7 +69,12 @@ impl Programs {
     ) -> Result<String> {
         let failed = |end, what| Error::Program { program, end, what };
         // `find` either found every program or failed.
-        let not_found = || failed(ProgramEnd::NotRun, "not found at start-up".to_owned());
+        let not_found = || {
+            failed(
+                ProgramEnd::NotRun,
+                "it was not found when the daemon started; install it and restart the daemon".to_owned(),
+            )
+        };
         let path = self.paths.get(&program).ok_or_else(not_found)?;
         let devices: Vec<&str> = arguments.iter().copied().filter(|argument| argument.starts_with("/dev/")).collect();
         let size = devices.iter().map(|device| size_of(Path::new(device))).max().unwrap_or_default();
@@ -157,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_found_in_order_and_all_missing_ones_named() {
+    fn all_missing_programs_are_named() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let places = format!("{}:{}", first.path().display(), second.path().display());
         for program in Program::ALL {

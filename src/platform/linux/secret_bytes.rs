@@ -51,7 +51,7 @@ mod tests {
     use super::SecretBytes;
 
     #[test]
-    fn they_grow_and_shrink() {
+    fn secret_bytes_grow_and_shrink() {
         let mut bytes = SecretBytes::with_room(2);
         bytes.push(b"one");
         bytes.push(b" two");

@@ -131,7 +131,7 @@ impl EventSources {
                     held.unlinked.clone_from(&event.unlinked);
                 }
                 _ if full => {
-                    log::warn!("simulation lost a device event because a source is full: {event:?}");
+                    log::warn!("the simulation lost a device event because a source is full: {event:?}");
                     queue.lost = true;
                 }
                 _ => {

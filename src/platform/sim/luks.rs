@@ -109,13 +109,13 @@ pub(super) fn change(
     let mut loaded = luks.load_some(LuksCall::Change)?;
     let refused = |what: &str| luks.refused(LuksCall::Change, what);
     let Data { after, unfinished: None, .. } = loaded.header.data() else {
-        return Err(refused("a re-encryption job is unfinished"));
+        return Err(refused("a re-encryption job is unfinished; resume it first"));
     };
     let adds =
         |change: &HeaderChange<'_>| matches!(change, HeaderChange::AddKeyslot(_) | HeaderChange::AddNextKeyslot(_));
     let current = match (unlock, after) {
         _ if !changes.iter().any(adds) => None,
-        (None, _) => return Err(refused("adding a keyslot takes a passphrase that opens the device")),
+        (None, _) => return Err(refused("a keyslot is added with a passphrase that opens the device; give one")),
         (Some(_), SegmentKey::Clear) => return Err(refused("its data is not encrypted")),
         (Some(unlock), SegmentKey::Key(digest)) => {
             let (_, key) = luks.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
@@ -199,7 +199,7 @@ pub(super) fn reopen(sim: &Sim, device: &Path, name: &str, volume_key: &Secret) 
     let data = loaded.header.data();
     let SegmentKey::Key(digest) = data.after else { return Err(refused("it is not encrypted")) };
     if data.unfinished.is_some() {
-        return Err(refused("a re-encryption job is unfinished"));
+        return Err(refused("a re-encryption job is unfinished; resume it first"));
     }
     if !has_digest(&loaded.header, digest, volume_key.bytes()) {
         return Err(Error::WrongKey { device: device.to_owned() });
@@ -223,7 +223,7 @@ pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, 
         let loaded = luks.some(luks.find(call)?, LuksCall::Resize)?;
         let data = loaded.header.data();
         if data.unfinished.is_some() {
-            return Err(refused("a re-encryption job is unfinished"));
+            return Err(refused("a re-encryption job is unfinished; resume it first"));
         }
         if let SegmentKey::Key(digest) = data.after {
             if !has_digest(&loaded.header, digest, volume_key.bytes()) {

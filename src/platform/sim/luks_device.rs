@@ -27,7 +27,7 @@ use crate::{
     platform::{
         DeviceNumber, Error, Result,
         keyring::Secret,
-        luks::{Cost, EncryptionState, Header, NewKeyslot, Unlock, VOLUME_KEY_BYTES},
+        luks::{Cost, DataEncryption, Header, NewKeyslot, Unlock, VOLUME_KEY_BYTES},
     },
 };
 
@@ -476,10 +476,10 @@ pub(super) fn describe(header: &StoredHeader) -> Header {
         (Some(unfinished), _) => {
             // The first hot zone, cut short, no longer has its original data.
             let begun = u64::from(unfinished.hot.is_some());
-            EncryptionState::Unfinished { mode: unfinished.mode, done: Bytes(u128::from(unfinished.done.max(begun))) }
+            DataEncryption::Unfinished { mode: unfinished.mode, done: Bytes(u128::from(unfinished.done.max(begun))) }
         }
-        (None, SegmentKey::Key(_)) => EncryptionState::Encrypted,
-        (None, SegmentKey::Clear) => EncryptionState::Clear,
+        (None, SegmentKey::Key(_)) => DataEncryption::Encrypted,
+        (None, SegmentKey::Clear) => DataEncryption::Clear,
     };
     Header {
         uuid: header.uuid.clone(),

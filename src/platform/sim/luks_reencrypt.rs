@@ -79,8 +79,8 @@ impl SimulatedLuksDevice<'_> {
         let Data { after, unfinished, .. } = loaded.header.data();
         let (mode, before, after) = match (begin, unfinished, after) {
             (Begin::Resume, Some(_), _) => return Ok(()),
-            (Begin::Resume, None, _) => return Err(refused("no re-encryption job is unfinished")),
-            (_, Some(_), _) => return Err(refused("another re-encryption job is unfinished")),
+            (Begin::Resume, None, _) => return Err(refused("there is no re-encryption job to resume")),
+            (_, Some(_), _) => return Err(refused("another re-encryption job is unfinished; resume it first")),
             (_, None, SegmentKey::Clear) => return Err(refused("its data is not encrypted")),
             (Begin::Decrypt, None, key @ SegmentKey::Key(digest)) => {
                 self.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;

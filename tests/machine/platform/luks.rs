@@ -28,7 +28,7 @@ use stratisd::{
         keyring::Secret,
         linux::luks::Luks,
         luks::{
-            Begin, Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, Progress,
+            Begin, Cost, DataEncryption, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, Progress,
             ReencryptionEnd, ReencryptionMode, Unlock,
         },
     },
@@ -284,7 +284,7 @@ fn life(machine: &Machine) {
     let linux = &machine.linux;
     let container = Container::new(machine, "base", 0, 2048, SIZE);
     let header = container.format(FormatPurpose::New);
-    assert_eq!(header.state, EncryptionState::Encrypted);
+    assert_eq!(header.state, DataEncryption::Encrypted);
     let key = container.open();
     let device = linux.dm_find(&container.name).unwrap().unwrap();
     assert!(device.uuid.starts_with("CRYPT-LUKS2-") && device.uuid.ends_with(&container.name), "{}", device.uuid);
@@ -421,7 +421,7 @@ fn works(machine: &Machine) {
     assert!(clear(&container));
 
     let header = container.format(FormatPurpose::Encrypt);
-    assert_eq!(header.state, EncryptionState::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
+    assert_eq!(header.state, DataEncryption::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
     container.open();
     files.move_to(&container.name, 0);
     files.check();
@@ -437,7 +437,7 @@ fn works(machine: &Machine) {
     assert_eq!(ended, ReencryptionEnd::Finished);
     assert!(all.windows(2).all(|pair| pair[0].done <= pair[1].done) && all.iter().all(|one| one.total == total));
     assert_eq!((all[0].done, all[all.len() - 1].done), (Bytes(0), total));
-    assert_eq!(container.header().state, EncryptionState::Encrypted);
+    assert_eq!(container.header().state, DataEncryption::Encrypted);
     assert!(container.left().is_empty() && !clear(&container));
     files.check();
     let key = container.key();
@@ -447,7 +447,7 @@ fn works(machine: &Machine) {
     println!("        (re-encrypted: {rounds} files written meanwhile)");
     assert_eq!(ended, ReencryptionEnd::Finished);
     let header = container.header();
-    assert_eq!((header.state, header.keyslots.len()), (EncryptionState::Encrypted, 2));
+    assert_eq!((header.state, header.keyslots.len()), (DataEncryption::Encrypted, 2));
     assert!(!container.key().same(key.bytes()));
     files.check();
     // On the disk, too, not only through the crypt device.
@@ -461,7 +461,7 @@ fn works(machine: &Machine) {
     let (ended, rounds) = writing(&files, || container.work(Begin::Decrypt, &note).unwrap());
     println!("        (decrypted: {rounds} files written meanwhile)");
     assert_eq!(ended, ReencryptionEnd::Finished);
-    assert_eq!(container.header().state, EncryptionState::Clear);
+    assert_eq!(container.header().state, DataEncryption::Clear);
     files.check();
     assert!(clear(&container));
     files.move_to(&container.base, DATA);
@@ -479,7 +479,7 @@ fn some(progress: Progress) -> bool {
 
 fn done(container: &Container<'_>, work: ReencryptionMode) -> u128 {
     match container.header().state {
-        EncryptionState::Unfinished { mode: present, done } if present == work => done.0 >> 20,
+        DataEncryption::Unfinished { mode: present, done } if present == work => done.0 >> 20,
         state => panic!("{state:?}"),
     }
 }
@@ -545,9 +545,9 @@ fn interrupted(machine: &Machine) {
         assert_eq!(ended, ReencryptionEnd::Finished);
         files.check();
         if work == ReencryptionMode::Decrypt {
-            assert_eq!(container.header().state, EncryptionState::Clear);
+            assert_eq!(container.header().state, DataEncryption::Clear);
         } else {
-            assert_eq!(container.header().state, EncryptionState::Encrypted);
+            assert_eq!(container.header().state, DataEncryption::Encrypted);
             // In the middle of the job, `open` returns the final key.
             assert!(container.key().same(key.bytes()));
             reopen();

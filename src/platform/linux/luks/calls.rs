@@ -27,7 +27,7 @@ use crate::{
     base::units::{Bytes, Sectors},
     platform::{
         keyring::Secret,
-        luks::{Cost, EncryptionState, FormatPurpose, Header, HeaderLayout, ReencryptionMode, VOLUME_KEY_BYTES},
+        luks::{Cost, DataEncryption, FormatPurpose, Header, HeaderLayout, ReencryptionMode, VOLUME_KEY_BYTES},
     },
 };
 
@@ -175,7 +175,7 @@ fn make(
     match change {
         SentChange::AddKeyslot(keyslot) => {
             let key = present.ok_or_else(|| {
-                LuksFault::Other("adding a keyslot takes a passphrase that opens the device".to_owned())
+                LuksFault::Other("a keyslot is added with a passphrase that opens the device; give one".to_owned())
             })?;
             luks.add(keyslot, Some(key), CryptVolumeKey::empty(), secrets)
         }
@@ -221,8 +221,12 @@ fn open(
     let state = metadata.state(&metadata.segments()?)?;
     may_use(connection, metadata.memory(unlock.keyslot)?)?;
     let key = match state {
-        EncryptionState::Clear => return Err(LuksFault::Other("the device is not encrypted any more".to_owned())),
-        EncryptionState::Encrypted => {
+        DataEncryption::Clear => {
+            return Err(LuksFault::Other(
+                "the data of the device has been decrypted; use the device itself".to_owned(),
+            ));
+        }
+        DataEncryption::Encrypted => {
             let key = luks.key_in_use(unlock.keyslot, passphrase)?;
             if let Some(name) = name {
                 let flags = CryptActivate::empty();
@@ -231,7 +235,7 @@ fn open(
             }
             key
         }
-        EncryptionState::Unfinished { mode, done } => {
+        DataEncryption::Unfinished { mode, done } => {
             // The final volume key of all data, or for a decryption the previous one.
             let digest = metadata.final_digest()?.or(metadata.previous_digest()?);
             let digest = digest.ok_or_else(|| "its header does not name the volume key".to_owned())?;

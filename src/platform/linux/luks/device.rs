@@ -87,7 +87,7 @@ impl LoadedLuksDevice {
         }
         let (got_metadata, got_keyslots) = library.settings_handle().get_metadata_size()?;
         if (*got_metadata, *got_keyslots) != (*metadata, *keyslots) {
-            return Err(LuksFault::Other("there is not enough space before the data".to_owned()));
+            return Err(LuksFault::Other("the header does not fit before the data".to_owned()));
         }
         Ok(LoadedLuksDevice { library, size: size_of(device)? })
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     base::units::{Bytes, SECTOR, Sectors},
-    platform::luks::{EncryptionState, Header, ReencryptionMode},
+    platform::luks::{DataEncryption, Header, ReencryptionMode},
 };
 
 /// Encryption sector size if the header gives none.
@@ -106,12 +106,12 @@ impl<'a> Metadata<'a> {
     }
 
     /// The state of the data.
-    pub(super) fn state(&self, segments: &[DataSegment]) -> Result<EncryptionState, String> {
+    pub(super) fn state(&self, segments: &[DataSegment]) -> Result<DataEncryption, String> {
         let Some(mode) = self.mode()? else {
             let encrypted = segments.iter().filter(|segment| segment.crypt.is_some()).count();
             return match encrypted {
-                0 => Ok(EncryptionState::Clear),
-                count if count == segments.len() => Ok(EncryptionState::Encrypted),
+                0 => Ok(DataEncryption::Clear),
+                count if count == segments.len() => Ok(DataEncryption::Encrypted),
                 _ => Err("the data is partly encrypted, but the header names no re-encryption job".to_owned()),
             };
         };
@@ -126,7 +126,7 @@ impl<'a> Metadata<'a> {
             // The first hot zone, cut short, no longer has its original data.
             done = done.max(Bytes(1));
         }
-        Ok(EncryptionState::Unfinished { mode, done })
+        Ok(DataEncryption::Unfinished { mode, done })
     }
 
     /// The mode of the unfinished re-encryption job.
@@ -310,7 +310,7 @@ mod tests {
         let digests = json!({"0": {"keyslots": ["0", "3"], "segments": ["0"]}});
         let json = metadata(None, &[segment("crypt", 16, None, &[])], digests);
         let header = header(&json).unwrap();
-        assert_eq!(header.state, EncryptionState::Encrypted);
+        assert_eq!(header.state, DataEncryption::Encrypted);
         assert_eq!((header.data_offset, header.sector_size), (Sectors(32768), 4096));
         assert_eq!(header.keyslots, BTreeSet::from([0, 3]));
         assert_eq!(header.tokens[&7]["keyslots"][0], "3");
@@ -319,12 +319,12 @@ mod tests {
         assert_eq!(json.memory(Some(3)).unwrap(), Bytes(0));
         assert_eq!((json.digest_of_keyslot(3).unwrap(), json.digest_of_keyslot(5).unwrap()), (Some(0), None));
         let clear = metadata(None, &[segment("linear", 16, None, &[])], json!({}));
-        assert_eq!(self::header(&clear).unwrap().state, EncryptionState::Clear);
+        assert_eq!(self::header(&clear).unwrap().state, DataEncryption::Clear);
     }
 
     fn state(json: &Value) -> (ReencryptionMode, u128) {
         match header(json).unwrap().state {
-            EncryptionState::Unfinished { mode, done } => (mode, done.0 >> 20),
+            DataEncryption::Unfinished { mode, done } => (mode, done.0 >> 20),
             state => panic!("{state:?}"),
         }
     }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     base::units::{Bytes, SECTOR, Sectors},
-    platform::luks::{Begin, EncryptionState, Progress, ReencryptionEnd, ReencryptionMode},
+    platform::luks::{Begin, DataEncryption, Progress, ReencryptionEnd, ReencryptionMode},
 };
 
 /// Longest step. Without a limit the library processes up to 1 GiB at a time in memory, and I/O to
@@ -48,8 +48,8 @@ pub(super) fn run(
     let segments = metadata.segments()?;
     let total = segments.iter().fold(Sectors::ZERO, |sum, segment| sum.saturating_add(segment.length)).bytes();
     let (unfinished, done) = match metadata.state(&segments)? {
-        EncryptionState::Unfinished { mode, done } => (Some(mode), done),
-        EncryptionState::Encrypted | EncryptionState::Clear => (None, Bytes(0)),
+        DataEncryption::Unfinished { mode, done } => (Some(mode), done),
+        DataEncryption::Encrypted | DataEncryption::Clear => (None, Bytes(0)),
     };
     connection.say(&LuksAnswer::Progress(Progress { done, total }), &[]).map_err(LuksFault::Connection)?;
     match may_use(connection, metadata.memory(None)?) {
@@ -78,8 +78,10 @@ pub(super) fn run(
             let (from, to) = if is_new { (None, keyslot) } else { (keyslot, None) };
             (crypt_mode(mode), from, to, CryptReencrypt::RESUME_ONLY)
         }
-        (Begin::Resume, None) => return Err(LuksFault::Other("no re-encryption job is unfinished".to_owned())),
-        (_, Some(_)) => return Err(LuksFault::Other("another re-encryption job is unfinished".to_owned())),
+        (Begin::Resume, None) => return Err(LuksFault::Other("there is no re-encryption job to resume".to_owned())),
+        (_, Some(_)) => {
+            return Err(LuksFault::Other("another re-encryption job is unfinished; resume it first".to_owned()));
+        }
         (Begin::Reencrypt { from, to }, None) => {
             (crypt_mode(ReencryptionMode::Reencrypt), Some(from), Some(to), CryptReencrypt::empty())
         }
@@ -132,8 +134,8 @@ pub(super) fn run(
 /// The mode of the unfinished re-encryption job, by the header.
 fn unfinished_mode(luks: &mut LoadedLuksDevice) -> Result<Option<ReencryptionMode>> {
     match luks.header()?.state {
-        EncryptionState::Unfinished { mode, .. } => Ok(Some(mode)),
-        EncryptionState::Encrypted | EncryptionState::Clear => Ok(None),
+        DataEncryption::Unfinished { mode, .. } => Ok(Some(mode)),
+        DataEncryption::Encrypted | DataEncryption::Clear => Ok(None),
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     platform::{
         dm::{Device, Line, Target, Visibility},
         linux::{dm::Mapper, mapper_nodes},
-        luks::EncryptionState,
+        luks::DataEncryption,
     },
 };
 
@@ -176,7 +176,9 @@ fn complete_on(other: &Path, passphrase: &[u8], stalled: StalledRange) -> Result
     drop(luks);
     let mut luks = LoadedLuksDevice::load(other)?;
     if half_written(&mut luks)?.is_some() || !is_done(&mut luks, stalled)? {
-        return Err(LuksFault::Other("the step that was cut short is still incomplete".to_owned()));
+        return Err(LuksFault::Other(
+            "the interrupted step is still incomplete; check the device and try again".to_owned(),
+        ));
     }
     Ok(())
 }
@@ -207,7 +209,7 @@ fn is_done(luks: &mut LoadedLuksDevice, stalled: StalledRange) -> Result<bool> {
     let metadata = luks.metadata(&json);
     let last = metadata.final_digest()?;
     let segments = metadata.segments()?;
-    if !matches!(metadata.state(&segments)?, EncryptionState::Unfinished { .. }) {
+    if !matches!(metadata.state(&segments)?, DataEncryption::Unfinished { .. }) {
         // It was the last step.
         return Ok(true);
     }

@@ -40,7 +40,9 @@ pub(super) fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
     let mut loaded = Vec::new();
     for segment in luks.segments()? {
         if segment.hot {
-            return Err(LuksFault::Other("a step that was cut short is incomplete".to_owned()));
+            return Err(LuksFault::Other(
+                "a step of its re-encryption job was interrupted; resume the job first".to_owned(),
+            ));
         }
         let (length, offset) = (segment.length, segment.offset);
         match &segment.crypt {

@@ -8,7 +8,7 @@ use super::*;
 const MIB: u64 = 2048;
 
 #[test]
-fn names_and_uuids_are_unique_and_minors_are_reused() {
+fn names_are_unique_and_minors_reused() {
     let sim = Sim::builder().build();
     let disk = number(&sim, "/dev/a");
     let one = create(&sim, "one", &linear(disk, 0, MIB));

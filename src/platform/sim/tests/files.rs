@@ -124,7 +124,7 @@ fn files_stay_with_the_device() {
 }
 
 #[test]
-fn a_snapshot_of_a_mounted_filesystem_needs_its_log_replayed() {
+fn a_snapshot_needs_its_log_replayed() {
     let sim = Sim::builder().build();
     let pool = stack(&sim, 1000, "skip_block_zeroing");
     thin(&sim, pool, "fs", 0);

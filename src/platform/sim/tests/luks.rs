@@ -12,7 +12,7 @@ use crate::{
         DeviceAction, DeviceClass,
         keyring::Secret,
         luks::{
-            Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, ReencryptionMode,
+            Cost, DataEncryption, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, ReencryptionMode,
             Unlock,
         },
         sim::{CallKind, LuksCall, Preset},
@@ -75,7 +75,7 @@ fn a_format_follows_its_arguments() {
     assert_eq!(sim.luks_read(Path::new(DISK)).unwrap(), None);
     let made = format(&sim, FormatPurpose::New);
     assert_eq!(made, header(&sim));
-    assert_eq!((made.data_offset, made.sector_size, made.state), (Sectors(16384), 512, EncryptionState::Encrypted));
+    assert_eq!((made.data_offset, made.sector_size, made.state), (Sectors(16384), 512, DataEncryption::Encrypted));
     assert_eq!(made.keyslots, [0, 1].into());
     assert_eq!(made.tokens[&2], token("clevis", &["1"]));
     assert_eq!((made.free_keyslots().next(), made.free_token()), (Some(2), Some(0)));
@@ -198,7 +198,7 @@ fn a_refused_open_activates_nothing() {
     let one = secret("one");
     let other = |name| sim.luks_open(Path::new("/dev/other"), name, with(&one));
     assert!(matches!(other(Some("x")), Err(Error::WrongKey { .. })));
-    assert_eq!(sim.luks_read(Path::new("/dev/other")).unwrap().unwrap().state, EncryptionState::Encrypted);
+    assert_eq!(sim.luks_read(Path::new("/dev/other")).unwrap().unwrap().state, DataEncryption::Encrypted);
     assert!(said(open(&sim, Some(NAME), "one")).contains("no LUKS2 header"));
     format(&sim, FormatPurpose::New);
     assert!(is_wrong_key(open(&sim, Some(NAME), "three")));
@@ -291,18 +291,18 @@ fn keyslots_and_tokens_are_changed_one_by_one() {
     // All keyslots may be destroyed; then nothing opens the device.
     change(None, &[HeaderChange::DestroyKeyslot(1), HeaderChange::DestroyKeyslot(2)]).unwrap();
     assert!(is_wrong_key(open(&sim, None, "two")));
-    assert_eq!(header(&sim).state, EncryptionState::Encrypted);
+    assert_eq!(header(&sim).state, DataEncryption::Encrypted);
 }
 
 #[test]
-fn a_next_volume_key_coexists_with_the_current_one() {
+fn two_volume_keys_coexist() {
     let sim = Sim::builder().build();
     format(&sim, FormatPurpose::New);
     let (one, two) = (secret("one"), secret("two"));
     let next = |number, passphrase| HeaderChange::AddNextKeyslot(new_keyslot(number, passphrase));
     let changes = [next(2, &one), next(3, &two)];
     let made = sim.luks_change(Path::new(DISK), Some(with(&one)), &changes).unwrap();
-    assert_eq!((made.keyslots, made.state), ([0, 1, 2, 3].into(), EncryptionState::Encrypted));
+    assert_eq!((made.keyslots, made.state), ([0, 1, 2, 3].into(), DataEncryption::Encrypted));
     let at = |keyslot| sim.luks_open(Path::new(DISK), None, Unlock { passphrase: &one, keyslot: Some(keyslot) });
     // It does not open the device yet.
     assert!(at(0).is_ok() && is_wrong_key(at(2)));
@@ -328,7 +328,7 @@ fn a_header_that_does_not_fit_is_refused() {
 }
 
 #[test]
-fn a_resized_device_is_as_large_as_asked_for() {
+fn a_resized_device_has_the_requested_size() {
     let sim = Sim::builder().disk(DISK, Sectors(1 << 20)).build();
     format(&sim, FormatPurpose::New);
     let key = open(&sim, Some(NAME), "one").unwrap();
@@ -480,8 +480,8 @@ fn a_new_header_appears_atomically() {
                 match sim.luks_read(Path::new(DISK)).unwrap() {
                     Some(header) => {
                         there += 1;
-                        let begun = EncryptionState::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
-                        let state = if purpose == FormatPurpose::New { EncryptionState::Encrypted } else { begun };
+                        let begun = DataEncryption::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
+                        let state = if purpose == FormatPurpose::New { DataEncryption::Encrypted } else { begun };
                         assert_eq!(header.state, state);
                         assert!(open(&sim, None, "one").is_ok() && open(&sim, None, "two").is_ok());
                     }
@@ -531,7 +531,7 @@ fn luks_devices_are_opened_in_parallel() {
 }
 
 #[test]
-fn volume_keys_end_with_the_process_and_keys_with_power() {
+fn keys_end_with_the_process_or_power() {
     let sim = Sim::builder().build();
     let key = secret("key");
     let keys = |sim: &Sim| (sim.volume_key_read("v").unwrap().is_some(), sim.key_read("k").unwrap().is_some());

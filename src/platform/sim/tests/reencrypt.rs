@@ -10,7 +10,7 @@ use crate::{
     base::units::Bytes,
     platform::{
         luks::{
-            Begin, EncryptionState, FormatPurpose, Header, HeaderChange, Progress, ReencryptionEnd, ReencryptionMode,
+            Begin, DataEncryption, FormatPurpose, Header, HeaderChange, Progress, ReencryptionEnd, ReencryptionMode,
             Unlock,
         },
         sim::CallKind,
@@ -75,7 +75,7 @@ fn begin(mode: ReencryptionMode) -> Begin {
     }
 }
 
-fn state(sim: &Sim) -> EncryptionState {
+fn state(sim: &Sim) -> DataEncryption {
     sim.header(Path::new(DISK)).unwrap().state
 }
 
@@ -89,7 +89,7 @@ fn run(sim: &Sim, mode: ReencryptionMode) -> Result<ReencryptionEnd, Error> {
 
 /// Resumes a job that was cut short, or starts it if it had not started.
 fn go_on(sim: &Sim, mode: ReencryptionMode, at: &str) {
-    let begun = matches!(state(sim), EncryptionState::Unfinished { .. });
+    let begun = matches!(state(sim), DataEncryption::Unfinished { .. });
     let finished = sim.header(Path::new(DISK)).is_some_and(|header| is_finished(&header, mode));
     let begin = if begun { Begin::Resume } else { begin(mode) };
     if !finished {
@@ -100,9 +100,9 @@ fn go_on(sim: &Sim, mode: ReencryptionMode, at: &str) {
 
 fn is_finished(header: &Header, mode: ReencryptionMode) -> bool {
     match mode {
-        ReencryptionMode::Encrypt => header.state == EncryptionState::Encrypted,
-        ReencryptionMode::Reencrypt => header.state == EncryptionState::Encrypted && !header.keyslots.contains(&0),
-        ReencryptionMode::Decrypt => header.state == EncryptionState::Clear,
+        ReencryptionMode::Encrypt => header.state == DataEncryption::Encrypted,
+        ReencryptionMode::Reencrypt => header.state == DataEncryption::Encrypted && !header.keyslots.contains(&0),
+        ReencryptionMode::Decrypt => header.state == DataEncryption::Clear,
     }
 }
 
@@ -137,7 +137,7 @@ fn a_job_completes_on_a_device_in_use() {
             check(&sim, 1, "on the way");
             let done = progress.done;
             let header = sim.luks_read(Path::new(DISK)).unwrap().unwrap();
-            let state = if has_begun { EncryptionState::Unfinished { mode, done } } else { EncryptionState::Encrypted };
+            let state = if has_begun { DataEncryption::Unfinished { mode, done } } else { DataEncryption::Encrypted };
             assert_eq!(header.state, state);
             let lines = sim.dm_find(NAME).unwrap().unwrap().table;
             let inside = done.0 > 0 && done < progress.total;
@@ -231,7 +231,7 @@ fn a_job_stops_and_resumes() {
             from = Begin::Resume;
             let header = sim.header(Path::new(DISK)).unwrap();
             assert!(
-                matches!(header.state, EncryptionState::Unfinished { mode: w, done } if w == mode && done > Bytes(0))
+                matches!(header.state, DataEncryption::Unfinished { mode: w, done } if w == mode && done > Bytes(0))
             );
             sim.dm_remove(NAME).unwrap();
             for wrong in ["wrong", ""] {

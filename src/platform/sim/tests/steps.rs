@@ -87,7 +87,7 @@ fn parts_of_a_call_are_steps() {
 }
 
 #[test]
-fn faults_of_a_kind_strike_the_next_that_matches() {
+fn a_fault_strikes_the_next_matching_call() {
     let sim = Sim::builder().build();
     sim.faults().fail_next(CallKind::Write, "/dev/b");
     sim.faults().fail_next(CallKind::Flush, "");

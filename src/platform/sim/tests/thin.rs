@@ -159,7 +159,7 @@ fn zeroing_of_new_blocks_follows_the_table() {
 
 /// The mappings are found where the bytes of the metadata device are, and nowhere else.
 #[test]
-fn mappings_belong_to_the_bytes_of_the_metadata_device() {
+fn mappings_follow_the_metadata_device() {
     let sim = Sim::builder().build();
     let pool = stack(&sim, 100, "");
     thin(&sim, pool, "fs", 3);

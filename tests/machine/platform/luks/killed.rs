@@ -99,20 +99,20 @@ pub(super) fn killed(machine: &Machine) {
         assert!(container.left().is_empty(), "{:?} after {result:?}", container.left());
         files.check();
         match (result, container.header().state) {
-            (Ok(ReencryptionEnd::Finished), EncryptionState::Encrypted) => begin = container.prepare(),
-            (Err(error), EncryptionState::Unfinished { mode: ReencryptionMode::Reencrypt, .. }) => {
+            (Ok(ReencryptionEnd::Finished), DataEncryption::Encrypted) => begin = container.prepare(),
+            (Err(error), DataEncryption::Unfinished { mode: ReencryptionMode::Reencrypt, .. }) => {
                 assert!(error.to_string().contains("killed by signal 9"), "{error}");
                 begin = Begin::Resume;
             }
             // In the last step, which the recovery completed, or before the header recorded the
             // start.
-            (Err(_), EncryptionState::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
-            (Err(_), EncryptionState::Encrypted) => {}
+            (Err(_), DataEncryption::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
+            (Err(_), DataEncryption::Encrypted) => {}
             other => panic!("{other:?}"),
         }
     }
     println!("        (killed while {seen:?})");
-    if container.header().state != EncryptionState::Encrypted {
+    if container.header().state != DataEncryption::Encrypted {
         assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), ReencryptionEnd::Finished);
     }
     files.check();
@@ -178,8 +178,7 @@ pub(super) fn daemon_killed(machine: &Machine) {
             moment.as_millis(),
             container.header().state
         );
-        begin =
-            if container.header().state == EncryptionState::Encrypted { container.prepare() } else { Begin::Resume };
+        begin = if container.header().state == DataEncryption::Encrypted { container.prepare() } else { Begin::Resume };
     }
     files.down();
     container.remove();
@@ -194,15 +193,14 @@ pub(super) fn both_killed(machine: &Machine) {
             work_and_kill(&container, begin, moment, true, &mut seen);
             // The next daemon resumes the job.
             match container.header().state {
-                EncryptionState::Encrypted => Ok(ReencryptionEnd::Finished),
+                DataEncryption::Encrypted => Ok(ReencryptionEnd::Finished),
                 _ => container.work(Begin::Resume, &some),
             }
         });
         ended.unwrap();
         assert!(container.left().is_empty(), "{:?}", container.left());
         files.check();
-        begin =
-            if container.header().state == EncryptionState::Encrypted { container.prepare() } else { Begin::Resume };
+        begin = if container.header().state == DataEncryption::Encrypted { container.prepare() } else { Begin::Resume };
     }
     println!("        (killed while {seen:?})");
     files.down();
