@@ -10,22 +10,22 @@ use stratisd::{
     },
     engine::metadata::{Journal, Layout, Mda, MetadataVersion, PlannedWrite, PoolMetadata, StaticHeader},
 };
-use support::fuzz_bodies as bodies;
+use support::{
+    examples::{OTHER_FILESYSTEM, POOL_V2, RECORD, compact},
+    fuzz_bodies as bodies,
+};
 
-const POOL: &str = concat!(
-    r#"{"name":"p1","backstore":{"data_tier":{"blockdev":{"allocs":[[{"parent":"fedcba98-7654-3210-fedc-ba98765"#,
-    r#"43210","start":8192,"length":20371456}]],"devs":[{"uuid":"fedcba98-7654-3210-fedc-ba9876543210","integri"#,
-    r#"ty_meta_allocs":[[20381688,589832]]}]},"integrity_spec":{"tag_spec":"512b","journal_size":262144,"block_"#,
-    r#"size":4096,"allocate_superblock":true}},"cap":{"allocs":[[34816,12288],[47104,12288],[59392,19263488],[1"#,
-    r#"9322880,1048576]],"crypt_meta_allocs":[[0,34816]]}},"flex_devs":{"meta_dev":[[19322880,1048576]],"thin_m"#,
-    r#"eta_dev":[[34816,12288]],"thin_data_dev":[[59392,19263488]],"thin_meta_dev_spare":[[47104,12288]]},"thin"#,
-    r#"pool_dev":{"data_block_size":2048,"feature_args":["no_discard_passdown"],"fs_limit":100},"started":true,"#,
-    r#""last_reencrypt":1700000000,"destroying":[1700000000,5]}"#
-);
-const RECORD: &str = concat!(
-    r#"{"name":"home","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":0,"size":2147483648,"#,
-    r#""created":1700000100,"fs_size_limit":4294967296,"origin":"00000000-0000-4000-8000-000000000001","merge":true}"#
-);
+/// The worked example with the keys of a re-encryption job and of a destruction.
+fn pool() -> String {
+    compact(POOL_V2)
+        .replace(r#""started":true"#, r#""started":true,"last_reencrypt":1700000000,"destroying":[1700000000,5]"#)
+}
+
+/// The worked example with every key.
+fn record() -> String {
+    let all = format!(r#""fs_size_limit":4294967296,"origin":"{OTHER_FILESYSTEM}","merge":true"#);
+    RECORD.replace(r#""merge":false"#, &all)
+}
 
 const JOURNAL: [&str; 3] = [
     r#"{"create":[{"uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7}]}"#,
@@ -93,14 +93,14 @@ fn spliced(good: &[u8], splices: &[Splice], keep_length: bool) -> Vec<u8> {
 /// The good bytes are good: otherwise what follows would look at nothing.
 #[test]
 fn seeds_are_accepted() {
-    let metadata = PoolMetadata::parse(POOL.as_bytes(), MetadataVersion::V2).unwrap();
-    assert_eq!(metadata.encode(MetadataVersion::V2), POOL.as_bytes());
+    let metadata = PoolMetadata::parse(pool().as_bytes(), MetadataVersion::V2).unwrap();
+    assert_eq!(metadata.encode(MetadataVersion::V2), pool().as_bytes());
     assert!(StaticHeader::decode(&good_headers()).unwrap().is_some());
     assert_eq!(good_area().iter().filter(|byte| **byte == b'{').count(), 4);
     bodies::header(&good_headers());
     bodies::mda(&good_area());
-    bodies::pool_json(POOL.as_bytes());
-    bodies::fs_json(RECORD.as_bytes());
+    bodies::pool_json(pool().as_bytes());
+    bodies::fs_json(record().as_bytes());
     for entry in JOURNAL {
         assert_eq!(Journal::parse(entry.as_bytes()).unwrap().encode(), entry.as_bytes());
         bodies::journal(entry.as_bytes());
@@ -141,13 +141,13 @@ proptest! {
 
     #[test]
     fn changed_pool_json(splices in splices()) {
-        bodies::pool_json(&spliced(POOL.as_bytes(), &splices, false));
+        bodies::pool_json(&spliced(pool().as_bytes(), &splices, false));
     }
 
     #[test]
     fn changed_numbers_in_pool_json(numbers in vec((0..40_usize, any::<u64>()), 1..4)) {
         // Digits only, so that the text is read and its numbers reach the sums.
-        let mut text = POOL.to_owned();
+        let mut text = pool();
         for (which, number) in numbers {
             let mut starts: Vec<usize> = Vec::new();
             let bytes = text.as_bytes();
@@ -171,6 +171,6 @@ proptest! {
 
     #[test]
     fn changed_fs_json(splices in splices()) {
-        bodies::fs_json(&spliced(RECORD.as_bytes(), &splices, false));
+        bodies::fs_json(&spliced(record().as_bytes(), &splices, false));
     }
 }

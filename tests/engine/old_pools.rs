@@ -15,62 +15,22 @@ use stratisd::{
 use support::{
     bench::{Bench, name},
     disks::{self, Device, Parts},
+    examples,
 };
 
 use crate::witness::listen;
 
-/// §6.9.
-pub const NEW: &str = r#"{"name":"p1",
- "backstore":{
-  "data_tier":{
-   "blockdev":{
-    "allocs":[[{"parent":"fedcba98-7654-3210-fedc-ba9876543210","start":8192,"length":20371456}]],
-    "devs":[{"uuid":"fedcba98-7654-3210-fedc-ba9876543210",
-             "integrity_meta_allocs":[[20381688,589832]],
-             "hardware_info":"0x5000c500a1b2c3d4"}]},
-   "integrity_spec":{"tag_spec":"512b","journal_size":262144,"block_size":4096,"allocate_superblock":true}},
-  "cap":{"allocs":[[34816,12288],[47104,12288],[59392,19263488],[19322880,1048576]],
-         "crypt_meta_allocs":[[0,34816]]}},
- "flex_devs":{"meta_dev":[[19322880,1048576]],
-              "thin_meta_dev":[[34816,12288]],
-              "thin_data_dev":[[59392,19263488]],
-              "thin_meta_dev_spare":[[47104,12288]]},
- "thinpool_dev":{"data_block_size":2048,
-                 "feature_args":["no_discard_passdown","skip_block_zeroing"],
-                 "fs_limit":100,"enable_overprov":true},
- "started":true}"#;
-
-/// §6.10.
-const OLD: &str = r#"{"name":"old",
- "backstore":{
-  "data_tier":{"blockdev":{
-    "allocs":[[{"parent":"11111111-1111-4111-8111-111111111111","start":8192,"length":20963328}]],
-    "devs":[{"uuid":"11111111-1111-4111-8111-111111111111","user_info":"front left"}]}},
-  "cap":{"allocs":[[0,20963328]]},
-  "cache_tier":{"blockdev":{
-    "allocs":[[{"parent":"22222222-2222-4222-8222-222222222222","start":1056768,"length":1040384}],
-              [{"parent":"22222222-2222-4222-8222-222222222222","start":8192,"length":1048576}]],
-    "devs":[{"uuid":"22222222-2222-4222-8222-222222222222"}]}}},
- "flex_devs":{"meta_dev":[[19914752,1048576]],
-              "thin_meta_dev":[[0,12288]],
-              "thin_data_dev":[[24576,19890176]],
-              "thin_meta_dev_spare":[[12288,12288]]},
- "thinpool_dev":{"data_block_size":2048,
-                 "feature_args":["no_discard_passdown","skip_block_zeroing"],
-                 "fs_limit":100,"enable_overprov":true},
- "started":true}"#;
-
 const TEN_GIB: Sectors = Sectors(20_971_520);
 
 fn pool_uuid() -> PoolUuid {
-    "01234567-89ab-cdef-0123-456789abcdef".parse().unwrap()
+    examples::POOL.parse().unwrap()
 }
 
 /// A machine with the pool of §6.9 on `/dev/a`.
 pub fn worked_example() -> Sim {
     let sim = Sim::builder().disk("/dev/a", TEN_GIB).wwn("0x5000c500a1b2c3d4").build();
-    let (uuid, version) = ("fedcba98-7654-3210-fedc-ba9876543210", MetadataVersion::V2);
-    Device { path: "/dev/a", uuid, pool: pool_uuid(), version, json: Some(NEW) }.put(&sim);
+    let (uuid, version) = (examples::DEVICE, MetadataVersion::V2);
+    Device { path: "/dev/a", uuid, pool: pool_uuid(), version, json: Some(examples::POOL_V2) }.put(&sim);
     let parts =
         Parts { at: 8192, mdv: (19_322_880, 1_048_576), thin_meta: (34_816, 12_288), thin_data: (59_392, 19_263_488) };
     disks::put_contents(&sim, "/dev/a", pool_uuid(), &parts);
@@ -81,9 +41,9 @@ pub fn worked_example() -> Sim {
 pub fn with_cache() -> (Bench, String) {
     let sim = Sim::builder().disk("/dev/slow", TEN_GIB).disk("/dev/fast", Sectors(2_097_152)).build();
     let (pool, version) = (pool_uuid(), MetadataVersion::V1);
-    let uuid = "11111111-1111-4111-8111-111111111111";
-    Device { path: "/dev/slow", uuid, pool, version, json: Some(OLD) }.put(&sim);
-    let uuid = "22222222-2222-4222-8222-222222222222";
+    let uuid = examples::DATA_DEVICE;
+    Device { path: "/dev/slow", uuid, pool, version, json: Some(examples::POOL_V1) }.put(&sim);
+    let uuid = examples::CACHE_DEVICE;
     Device { path: "/dev/fast", uuid, pool, version, json: None }.put(&sim);
     let parts =
         Parts { at: 8192, mdv: (19_914_752, 1_048_576), thin_meta: (0, 12_288), thin_data: (24_576, 19_890_176) };
@@ -146,7 +106,7 @@ fn the_worked_example_of_version_2_runs() {
     assert_eq!(device.hardware_info.as_deref(), Some("0x5000c500a1b2c3d4"));
     assert_eq!(device.initialized, 1_700_000_000);
     // Nothing was to be written to start it.
-    assert_eq!(disks::json_on(&bench.sim, "/dev/a"), example(NEW));
+    assert_eq!(disks::json_on(&bench.sim, "/dev/a"), example(examples::POOL_V2));
 
     let table = |role: Role| bench.sim.dm_find(&role.name(pool_uuid())).unwrap().expect("it is up").table;
     let raw = bench.sim.find_device("/dev/a".as_ref()).unwrap().number;
@@ -164,7 +124,7 @@ fn the_worked_example_of_version_2_runs() {
     bench.create_pool("ours", &["/dev/b"]).unwrap();
     let ours = disks::json_on(&bench.sim, "/dev/b");
     let device = bench.device("ours", "/dev/b").hyphenated();
-    let mut theirs = example(&NEW.replace("fedcba98-7654-3210-fedc-ba9876543210", &device));
+    let mut theirs = example(&examples::POOL_V2.replace(examples::DEVICE, &device));
     theirs["name"] = json!("ours");
     theirs["backstore"]["data_tier"]["blockdev"]["devs"][0].as_object_mut().unwrap().remove("hardware_info");
     assert_eq!(ours, theirs);
@@ -176,7 +136,7 @@ fn the_worked_example_of_version_2_runs() {
 #[test]
 fn a_change_keeps_every_other_key() {
     let mut bench = Bench::start(worked_example());
-    let mut expected = example(NEW);
+    let mut expected = example(examples::POOL_V2);
     bench.run(ops::rename_pool(pool_uuid(), name("q"))).unwrap();
     expected["name"] = json!("q");
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), expected);
@@ -217,7 +177,7 @@ fn the_cached_version_1_example_runs() {
     assert_eq!(table(Role::Cache), [Line { start: Sectors(0), length: Sectors(20_963_328), target: cache }]);
     let over = number(Role::Cache);
     assert_eq!(table(Role::ThinData), [Line::linear(Sectors(0), Sectors(19_890_176), over, Sectors(24_576))]);
-    assert_eq!(disks::json_on(&bench.sim, "/dev/slow"), example(OLD));
+    assert_eq!(disks::json_on(&bench.sim, "/dev/slow"), example(examples::POOL_V1));
     live_with(&mut bench, "old", "/dev/slow");
 }
 
@@ -243,7 +203,7 @@ fn metadata_of_older_series_is_completed() {
     let bench = Bench::start(sim);
     let pool = bench.pool("p1").expect("the pool runs");
     assert_eq!((pool.fs_limit, pool.overprovisioning, pool.no_alloc_space), (100, true, false));
-    assert_eq!(disks::json_on(&bench.sim, "/dev/a"), example(NEW));
+    assert_eq!(disks::json_on(&bench.sim, "/dev/a"), example(examples::POOL_V2));
 }
 
 #[test]

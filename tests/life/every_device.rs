@@ -108,7 +108,7 @@ fn a_failed_change_is_overruled_on_every_device() {
 /// its own.
 #[test]
 fn a_reused_thin_device_number_is_not_deleted() {
-    let lost = "3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().unwrap();
+    let lost = support::examples::FILESYSTEM.parse().unwrap();
     for entry in [Journal::Destroy, Journal::Create] {
         let mut bench = Bench::start(Sim::builder().build());
         bench.create_pool("p", &["/dev/a"]).unwrap();

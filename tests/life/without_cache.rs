@@ -15,12 +15,11 @@ use stratisd::{
         sim::{CallKind, RecordedCall, Sim},
     },
 };
-use support::{bench::Bench, disks};
+use support::{bench::Bench, disks, examples::CACHE_DEVICE};
 
 const FAST: Sectors = Sectors(4 << 21);
 /// Where the kernel's metadata of the cache begins on it, in bytes.
 const CACHE_METADATA: std::ops::Range<u64> = (8192 << 9)..(8200 << 9);
-const CACHE_DEVICE: &str = "22222222-2222-4222-8222-222222222222";
 
 /// A stopped pool of `/dev/slow` with a cache on `/dev/fast`, as another daemon could have made it.
 fn stopped_with_cache(version: MetadataVersion) -> Bench {

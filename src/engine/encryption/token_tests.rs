@@ -4,12 +4,11 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use support::examples::{DEVICE, POOL};
 
 use super::*;
 use crate::{base::units::Sectors, engine::encryption::Kind, platform::luks::DataEncryption};
 
-const POOL: &str = "01234567-89ab-cdef-0123-456789abcdef";
-const DEVICE: &str = "fedcba98-7654-3210-fedc-ba9876543210";
 /// The example of §2.1.
 const STRATIS_EXAMPLE: &str = r#"{"type":"stratis","keyslots":[],
  "activation_name":"stratis-1-private-fedcba9876543210fedcba9876543210-crypt",

@@ -109,18 +109,15 @@ pub(super) fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Erro
 
 #[cfg(test)]
 mod tests {
+    use support::examples::{FILESYSTEM, OTHER_FILESYSTEM, RECORD};
+
     use super::{FilesystemRecord, RecordError, Rest, check_records, file_name, is_leftover};
     use crate::base::units::Sectors;
-
-    const EXAMPLE: &str = concat!(
-        r#"{"name":"home","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":0,"#,
-        r#""size":2147483648,"created":1700000100,"merge":false}"#
-    );
 
     fn home() -> FilesystemRecord {
         FilesystemRecord {
             name: "home".to_owned(),
-            uuid: "3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().unwrap(),
+            uuid: FILESYSTEM.parse().unwrap(),
             thin_id: 0,
             size: Sectors(2_147_483_648),
             created: 1_700_000_100,
@@ -133,19 +130,19 @@ mod tests {
 
     #[test]
     fn is_the_worked_example() {
-        assert_eq!(String::from_utf8(home().encode()).unwrap(), EXAMPLE);
-        assert_eq!(FilesystemRecord::parse(EXAMPLE.as_bytes()).unwrap(), home());
+        assert_eq!(String::from_utf8(home().encode()).unwrap(), RECORD);
+        assert_eq!(FilesystemRecord::parse(RECORD.as_bytes()).unwrap(), home());
     }
 
     #[test]
     fn has_all_keys_in_order() {
         let full = FilesystemRecord {
             fs_size_limit: Some(Sectors(1 << 32)),
-            origin: Some("00000000-0000-4000-8000-000000000001".parse().unwrap()),
+            origin: Some(OTHER_FILESYSTEM.parse().unwrap()),
             merge: true,
             ..home()
         };
-        let text = EXAMPLE.replace(
+        let text = RECORD.replace(
             r#""merge":false"#,
             r#""fs_size_limit":4294967296,"origin":"00000000-0000-4000-8000-000000000001","merge":true"#,
         );
@@ -156,7 +153,7 @@ mod tests {
     /// The keys of a newer daemon were lost when this daemon renamed a filesystem.
     #[test]
     fn keeps_unknown_keys_of_a_changed_record() {
-        let newer = EXAMPLE.replace(r#""merge":false"#, r#""merge":false,"quota":{"soft":[1,null]},"tag":"x""#);
+        let newer = RECORD.replace(r#""merge":false"#, r#""merge":false,"quota":{"soft":[1,null]},"tag":"x""#);
         let mut record = FilesystemRecord::parse(newer.as_bytes()).unwrap();
         record.name = "renamed".to_owned();
         assert_eq!(String::from_utf8(record.encode()).unwrap(), newer.replace("home", "renamed"));
@@ -164,13 +161,13 @@ mod tests {
 
     #[test]
     fn reads_records_of_older_series() {
-        let old = EXAMPLE.replace(r#","merge":false"#, "");
+        let old = RECORD.replace(r#","merge":false"#, "");
         assert_eq!(FilesystemRecord::parse(old.as_bytes()).unwrap(), home());
     }
 
     #[test]
     fn refuses_ids_past_24_bits() {
-        let with_id = |id: u32| EXAMPLE.replace(r#""thin_id":0"#, &format!(r#""thin_id":{id}"#));
+        let with_id = |id: u32| RECORD.replace(r#""thin_id":0"#, &format!(r#""thin_id":{id}"#));
         assert_eq!(FilesystemRecord::parse(with_id(0xff_ffff).as_bytes()).unwrap().thin_id, 0xff_ffff);
         assert!(FilesystemRecord::parse(with_id(0x100_0000).as_bytes()).is_err());
     }
@@ -192,11 +189,7 @@ mod tests {
 
     #[test]
     fn no_name_and_no_uuid_comes_twice() {
-        let other = FilesystemRecord {
-            name: "var".to_owned(),
-            uuid: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
-            ..home()
-        };
+        let other = FilesystemRecord { name: "var".to_owned(), uuid: OTHER_FILESYSTEM.parse().unwrap(), ..home() };
         check_records([&home(), &other]).unwrap();
         let same_name = FilesystemRecord { name: "home".to_owned(), ..other.clone() };
         assert!(matches!(check_records([&home(), &same_name]), Err(RecordError::DuplicateName(n)) if n == "home"));

@@ -3,6 +3,7 @@
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use proptest::prelude::*;
+use support::examples::{DEVICE, POOL};
 
 use super::*;
 
@@ -16,8 +17,6 @@ const EXAMPLE: [u8; 128] = [
     0xf0, 0x07, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, //
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xf1, 0x53, 0x65, 0x00, 0x00, 0x00, 0x00, //
 ];
-const POOL: &str = "01234567-89ab-cdef-0123-456789abcdef";
-const DEVICE: &str = "fedcba98-7654-3210-fedc-ba9876543210";
 
 fn example() -> StaticHeader {
     let (pool, device) = (POOL.parse().unwrap(), DEVICE.parse().unwrap());

@@ -3,54 +3,13 @@
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};
+use support::examples::{DEVICE, POOL_V1 as V1, POOL_V2 as V2, compact};
 
 use super::*;
 use crate::{
     base::ids::PoolUuid,
     engine::metadata::{StaticHeader, TagSpec},
 };
-
-const V2: &str = r#"{"name":"p1",
- "backstore":{
-  "data_tier":{
-   "blockdev":{
-    "allocs":[[{"parent":"fedcba98-7654-3210-fedc-ba9876543210","start":8192,"length":20371456}]],
-    "devs":[{"uuid":"fedcba98-7654-3210-fedc-ba9876543210",
-             "integrity_meta_allocs":[[20381688,589832]],
-             "hardware_info":"0x5000c500a1b2c3d4"}]},
-   "integrity_spec":{"tag_spec":"512b","journal_size":262144,"block_size":4096,"allocate_superblock":true}},
-  "cap":{"allocs":[[34816,12288],[47104,12288],[59392,19263488],[19322880,1048576]],
-         "crypt_meta_allocs":[[0,34816]]}},
- "flex_devs":{"meta_dev":[[19322880,1048576]],
-              "thin_meta_dev":[[34816,12288]],
-              "thin_data_dev":[[59392,19263488]],
-              "thin_meta_dev_spare":[[47104,12288]]},
- "thinpool_dev":{"data_block_size":2048,
-                 "feature_args":["no_discard_passdown","skip_block_zeroing"],
-                 "fs_limit":100,"enable_overprov":true},
- "started":true}"#;
-const V1: &str = r#"{"name":"old",
- "backstore":{
-  "data_tier":{"blockdev":{
-    "allocs":[[{"parent":"11111111-1111-4111-8111-111111111111","start":8192,"length":20963328}]],
-    "devs":[{"uuid":"11111111-1111-4111-8111-111111111111","user_info":"front left"}]}},
-  "cap":{"allocs":[[0,20963328]]},
-  "cache_tier":{"blockdev":{
-    "allocs":[[{"parent":"22222222-2222-4222-8222-222222222222","start":1056768,"length":1040384}],
-              [{"parent":"22222222-2222-4222-8222-222222222222","start":8192,"length":1048576}]],
-    "devs":[{"uuid":"22222222-2222-4222-8222-222222222222"}]}}},
- "flex_devs":{"meta_dev":[[19914752,1048576]],
-              "thin_meta_dev":[[0,12288]],
-              "thin_data_dev":[[24576,19890176]],
-              "thin_meta_dev_spare":[[12288,12288]]},
- "thinpool_dev":{"data_block_size":2048,
-                 "feature_args":["no_discard_passdown","skip_block_zeroing"],
-                 "fs_limit":100,"enable_overprov":true},
- "started":true}"#;
-
-fn compact(text: &str) -> String {
-    text.lines().map(str::trim).collect()
-}
 
 fn parse(text: &str, version: MetadataVersion) -> PoolMetadata {
     PoolMetadata::parse(text.as_bytes(), version).unwrap()
@@ -88,7 +47,7 @@ fn seg(start: u64, length: u64) -> Segment {
 
 /// Built from values, so that the text is not merely a copy of what was read.
 fn v2_from_values() -> PoolMetadata {
-    let parent: DevUuid = "fedcba98-7654-3210-fedc-ba9876543210".parse().unwrap();
+    let parent: DevUuid = DEVICE.parse().unwrap();
     PoolMetadata {
         name: "p1".to_owned(),
         backstore: Backstore {
