@@ -434,7 +434,7 @@ fn outcomes_of_methods_are_result_code_and_text() {
     assert_eq!(told(create, later), "(true (/org/storage/stratis3/3 [])) 0 'Ok'");
     assert_eq!(told(create, Outcome::NoChange), "(false (/ [])) 0 'Ok'");
     assert_eq!(told(create, Outcome::Refused("why".into())), "(false (/ [])) 1 'why'");
-    assert!(told(create, create.failure(Failure::Panicked)).contains("fault of the daemon"));
+    assert!(told(create, create.failure(Failure::Panicked)).contains("bug in the daemon"));
     let rename = asked(InterfaceKind::Filesystem, 0, "SetName");
     assert_eq!(told(rename, Outcome::NoChange), "(false '00000000000000000000000000000000') 0 'Ok'");
     // This method has no result of its own.
