@@ -1,0 +1,113 @@
+//! Replays the journal of the metadata volume: takes back creations, and completes destructions and
+//! reverts, that were cut short.
+
+use crate::{
+    engine::{
+        dm_names::{self, Role},
+        error::Result,
+        mdv::Mdv,
+        metadata::{FilesystemRecord, Journal, Pending},
+        pool::Pool,
+        revert, thin_devices,
+        undo::Rollback,
+        xfs,
+    },
+    platform::Platform,
+};
+
+/// Takes back creations, and completes destructions and reverts, that were under way when the last
+/// daemon ended. An entry that cannot be completed now stays until the next set-up: a device that
+/// somebody still has open is no reason to keep the pool from starting.
+pub(super) fn replay(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    journal: &[Journal],
+    records: &mut Vec<FilesystemRecord>,
+    undo: &mut Rollback,
+) {
+    for entry in journal {
+        if let Journal::Revert(revert) = entry {
+            log::info!("pool {}: completing the revert of filesystem {}", pool.name(), revert.origin);
+            pool.filesystems.note_thin_id(revert.replaced.max(revert.thin_id));
+            // Removes its entry itself, or leaves it in place.
+            revert::finish(platform, pool, records, revert, undo);
+            continue;
+        }
+        let replayed = replay_entry(platform, pool, entry, records);
+        let ended = replayed.and_then(|()| Ok(Mdv::new(platform, pool.uuid()).end(entry)?));
+        if let Err(error) = ended {
+            log::warn!("pool {}: {entry:?} stays until the next set-up: {}", pool.name(), error.sentence());
+        }
+        for pending in entry.pending() {
+            pool.filesystems.note_thin_id(pending.thin_id);
+            let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
+            if matches!(entry, Journal::Destroy(_)) && !is_recorded {
+                // As `finish_destroy` does, which may have done only a part of it.
+                let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
+                snapshots.for_each(|record| record.origin = pending.new_origin);
+            }
+        }
+    }
+}
+
+fn replay_entry(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
+    for pending in entry.pending() {
+        // Filesystems whose destruction goes on are not among the records.
+        let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
+        match (entry, is_recorded) {
+            (Journal::Destroy(_), true) => log::warn!(
+                "pool {}: filesystem {} was to be destroyed and has been changed since; keeping it",
+                pool.name(),
+                pending.uuid
+            ),
+            (Journal::Destroy(_), false) => {
+                log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), pending.uuid);
+                finish_destroy(platform, pool, pending, records)?;
+            }
+            (_, true) => {}
+            (_, false) => {
+                log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), pending.uuid);
+                delete_thin(platform, pool, pending, records)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Completes the destruction of a filesystem once it has been decided: deletes its record, passes
+/// its origin to its snapshots, deletes its thin device. Each step can be repeated. `survivors` are
+/// the records of the pool's other filesystems.
+///
+/// # Errors
+/// When a step fails. The journal entry stays, and the next set-up goes on with it.
+pub(in crate::engine) fn finish_destroy(
+    platform: &dyn Platform,
+    pool: &Pool,
+    pending: &Pending,
+    survivors: &mut [FilesystemRecord],
+) -> Result<()> {
+    let mdv = Mdv::new(platform, pool.uuid());
+    for snapshot in survivors.iter_mut().filter(|record| record.origin == Some(pending.uuid)) {
+        snapshot.origin = pending.new_origin;
+        mdv.save(snapshot)?;
+    }
+    mdv.remove(pending.uuid)?;
+    delete_thin(platform, pool, pending, survivors)
+}
+
+/// Removes a thin device that no record names: its device-mapper device, if it is up, and the
+/// device in the thin pool.
+fn delete_thin(platform: &dyn Platform, pool: &Pool, pending: &Pending, records: &[FilesystemRecord]) -> Result<()> {
+    // Another daemon that ran in between may have given the thin device number to another
+    // filesystem.
+    if records.iter().any(|record| record.thin_id == pending.thin_id) {
+        return Ok(());
+    }
+    let name = dm_names::filesystem(pool.uuid(), pending.uuid);
+    if platform.dm_find(&name)?.is_some() {
+        xfs::leave(platform, pending.uuid)?;
+        platform.dm_remove(&name)?;
+    }
+    thin_devices::delete_thin_id(platform, &Role::ThinPool.name(pool.uuid()), pending.thin_id)?;
+    Ok(())
+}
