@@ -5,38 +5,43 @@
 //! of layers. The pool metadata is itself the state, so no second description of the layout can
 //! disagree with it.
 //!
-//! Each part of a pool is a type that keeps its own invariants; what needs several parts is a
-//! method of [`Pool`], beside the part that it is about:
+//! Each part of a pool is a type that keeps its own invariants. What needs several parts is a method
+//! of [`Pool`], here or in a file of its own:
 //!
-//! | Part | What it is |
-//! |---|---|
-//! | [`record`] | the pool metadata, and the only place that changes it |
-//! | [`members`] | the block devices |
-//! | [`filesystems`] | the filesystems: set up, failed, pending |
-//! | [`growth_monitor`] | what checks remember about the thin pool |
-//! | [`encryption`] | how the pool is unlocked, and the re-encryption job |
-//! | [`availability`] | what restricts the pool |
-//! | [`projection`] | the pool as clients see it |
-//! | [`space`] | sizes, which follow from the others |
+//! | Part | What it is | What needs other parts as well |
+//! |---|---|---|
+//! | `record` | the pool metadata | `commit`: the only place that changes it |
+//! | `members` | the block devices | `space`, `sector_sizes` |
+//! | `filesystems` | the filesystems: set up, failed, pending | |
+//! | `growth_monitor` | what checks remember about the thin pool | |
+//! | `encryption_state` | how the pool is unlocked, and the re-encryption job | `encryption` |
+//! | `restrictions` | what restricts the pool | `availability` |
+//! | `projection` | the pool as clients see it | `show` |
+//!
+//! The parts know nothing of [`Pool`].
 
 mod availability;
+mod commit;
 mod encryption;
+mod encryption_state;
 mod filesystems;
 mod growth_monitor;
 mod members;
 mod projection;
 mod record;
+mod restrictions;
 pub(in crate::engine) mod sector_sizes;
+mod show;
 mod space;
 
-use self::{
-    availability::Restrictions, encryption::PoolEncryption, filesystems::Filesystems, growth_monitor::GrowthMonitor,
-    projection::Projection, record::PoolRecord,
-};
 pub use self::{
+    commit::RESERVE_BYTES,
     filesystems::Filesystem,
     members::{Member, Members},
-    record::RESERVE_BYTES,
+};
+use self::{
+    encryption_state::PoolEncryption, filesystems::Filesystems, growth_monitor::GrowthMonitor, projection::Projection,
+    record::PoolRecord, restrictions::Restrictions,
 };
 use crate::{
     base::{
@@ -110,7 +115,7 @@ impl Pool {
 
     /// Its identifier.
     pub fn uuid(&self) -> PoolUuid {
-        self.record.uuid
+        self.record.uuid()
     }
 
     /// Its name.
@@ -120,7 +125,7 @@ impl Pool {
 
     /// Its metadata version.
     pub fn version(&self) -> MetadataVersion {
-        self.record.version
+        self.record.version()
     }
 
     /// The pool metadata as recorded on the devices. See [`Pool::on_record`] for the one exception.

@@ -1,62 +1,19 @@
-//! What is allowed in a pool, and why not more. Three things restrict a pool: damage, which stays
-//! until the next set-up; an unsure record; and a thin pool without metadata space. The last two
-//! may end by themselves. The worst of the three counts.
+//! What is allowed in a pool, and why not more.
 
 use std::sync::Arc;
 
-use super::Pool;
+use super::{Pool, restrictions::STARVED};
 use crate::{
     engine::error::{Error, Result},
     view::Availability,
 };
 
-/// The reason of a restriction because the thin pool is out of metadata space.
-const STARVED: &str = "its thin pool has no space left for metadata; add a data device or destroy filesystems";
-
-/// What restricts a pool.
-#[derive(Debug, Default)]
-pub(super) struct Restrictions {
-    /// The worst known damage: how far it restricts the pool, and why. It stays until the next
-    /// set-up of the pool.
-    damage: Option<(Availability, Arc<str>)>,
-    /// Why the record is unsure, if it is: the next set-up may find a state that was to be taken
-    /// back. The record is sure again once the former state has been written once more.
-    unsure: Option<Arc<str>>,
-    /// The thin pool is out of metadata space and could not get any. This ends by itself once there
-    /// is some.
-    starved: bool,
-}
-
-impl Restrictions {
-    /// How far the damage restricts the pool.
-    fn damage_level(&self) -> Availability {
-        self.damage.as_ref().map_or(Availability::Full, |(level, _)| *level)
-    }
-
-    /// Whether nothing restricts the pool except, perhaps, a lack of metadata space.
-    fn is_sound(&self) -> bool {
-        self.damage.is_none() && self.unsure.is_none()
-    }
-
-    /// What is allowed, and the reason of the worst restriction.
-    fn availability(&self) -> (Availability, Option<Arc<str>>) {
-        let unsure = self.unsure.as_ref().map(|reason| (Availability::NoPoolChanges, Arc::clone(reason)));
-        let worst = [&self.damage, &unsure].into_iter().flatten().reduce(|a, b| if b.0 > a.0 { b } else { a });
-        match worst {
-            Some((level, reason)) => (*level, Some(Arc::clone(reason))),
-            None if self.starved => (Availability::NoRequests, Some(STARVED.into())),
-            None => (Availability::Full, None),
-        }
-    }
-}
-
 impl Pool {
     /// Lowers the availability to `level`. A lower level that is in force stays.
     pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
-        if level > self.restrictions.damage_level() {
-            let reason = reason.into();
+        let reason: Arc<str> = reason.into().into();
+        if self.restrictions.note_damage(level, Arc::clone(&reason)) {
             log::error!("pool {} is now in state {}: {reason}", self.name, level.word());
-            self.restrictions.damage = Some((level, reason.into()));
             self.show_availability();
         }
     }
@@ -64,7 +21,7 @@ impl Pool {
     /// Notes whether the thin pool is out of metadata space. Unlike a restriction by
     /// [`Pool::restrict`], this one ends as soon as there is some.
     pub(in crate::engine) fn note_starved(&mut self, starved: bool) {
-        if std::mem::replace(&mut self.restrictions.starved, starved) == starved {
+        if !self.restrictions.note_starved(starved) {
             return;
         }
         match starved {
@@ -76,7 +33,7 @@ impl Pool {
 
     /// Whether the thin pool was out of metadata space when that was last noted.
     pub(in crate::engine) fn is_starved(&self) -> bool {
-        self.restrictions.starved
+        self.restrictions.is_starved()
     }
 
     /// Notes whether the record is unsure, and why. While it is, the pool must not be changed.
@@ -85,7 +42,7 @@ impl Pool {
             Some(reason) => log::error!("pool {} is not changed any more: {reason}", self.name),
             None => log::info!("the former metadata of pool {} has been written again", self.name),
         }
-        self.restrictions.unsure = reason.map(Into::into);
+        self.restrictions.note_unsure(reason.map(Into::into));
         self.show_availability();
     }
 
@@ -93,9 +50,8 @@ impl Pool {
     /// before the failed change. A pool with a device that has grown is not: the device itself
     /// records the larger size. The next set-up completes the growth.
     pub(in crate::engine) fn may_be_sure(&self) -> bool {
-        let is_unsure = self.restrictions.unsure.is_some();
         let is_damaged = self.restrictions.damage_level() >= Availability::NoPoolChanges;
-        is_unsure && !is_damaged && !self.gone && !self.members.has_grown()
+        self.restrictions.is_unsure() && !is_damaged && !self.gone && !self.members.has_grown()
     }
 
     fn show_availability(&mut self) {
