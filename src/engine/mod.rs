@@ -3,6 +3,7 @@
 //! Knows nothing of D-Bus, object paths, interface revisions, threads or system calls: what it needs of a
 //! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Step`].
 
+mod awaited_links;
 pub mod bda;
 mod claims;
 mod containers;
@@ -43,7 +44,10 @@ use std::{
 pub use error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 
-use self::request::{Step, Wait};
+use self::{
+    awaited_links::AwaitedLinks,
+    request::{Step, Wait},
+};
 use crate::{
     base::ids::{FsUuid, PoolUuid},
     platform::Platform,
@@ -59,7 +63,7 @@ pub struct Engine {
     follow_ups: Mutex<Vec<(String, Step<()>)>>,
     /// Links that were missing, and how many looks have found them so.
     links_asked: Mutex<BTreeMap<(PoolUuid, FsUuid), u32>>,
-    links_awaited: Arc<ops::AwaitedLinks>,
+    links_awaited: Arc<AwaitedLinks>,
     /// The daemon ends.
     ending: AtomicBool,
     /// It does not wait any longer for what takes long.
@@ -152,7 +156,7 @@ impl Engine {
     }
 
     /// Filesystems whose links udev has been asked for and requests wait for.
-    fn links_awaited(&self) -> &Arc<ops::AwaitedLinks> {
+    fn links_awaited(&self) -> &Arc<AwaitedLinks> {
         &self.links_awaited
     }
 

@@ -74,6 +74,14 @@ fn without_passed_on(code: &str) -> String {
     kept + rest
 }
 
+/// The code without the modules that a `pub(in ...)` names: a visibility is no use.
+fn without_visibilities(code: &str) -> String {
+    let mut pieces = code.split("pub(in ");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    let after = |piece: &str| piece.split_once(')').map_or_else(String::new, |(_, rest)| format!("pub{rest}"));
+    pieces.fold(first, |kept, piece| kept + &after(piece))
+}
+
 struct Modules {
     by_path: BTreeMap<String, Module>,
     /// Names that a module passes on, as `module::Name`, and where they come from.
@@ -87,7 +95,8 @@ impl Modules {
             .iter()
             .filter(|source| !is_test(&source.path))
             .map(|source| {
-                let module = Module { file: source.path.clone(), code: code_without_tests(source) };
+                let module =
+                    Module { file: source.path.clone(), code: without_visibilities(&code_without_tests(source)) };
                 (module_path(&source.path), module)
             })
             .collect();
@@ -323,7 +332,10 @@ fn planted_circles_and_arrows_are_seen() {
     let sources = [
         source("src/engine/mod.rs", "mod a; mod b; mod c; pub use c::Deep; fn f() { c::g() }"),
         source("src/engine/a.rs", "use super::b::B; use crate::engine::Deep;"),
-        source("src/engine/b.rs", "use crate::engine::{a::A, c};\n#[cfg(test)] mod tests { use crate::bus; }"),
+        source(
+            "src/engine/b.rs",
+            "use crate::engine::{a::A, c};\npub(in crate::engine) fn f() {}\n#[cfg(test)] mod tests { use crate::bus; }",
+        ),
         source("src/engine/c.rs", "use threads::stop::Stop; // crate::bus::x"),
         source("threads/src/stop.rs", "pub struct Stop;"),
     ];

@@ -10,12 +10,12 @@ use crate::{
     },
     engine::{
         Engine,
+        awaited_links::AwaitedMark,
         claims::{Claim, Key},
         dm_names::Role,
         error::{Error, Result},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Pending, Rest},
-        ops::links::AwaitedMark,
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
         request::{Part, Step, Wait},

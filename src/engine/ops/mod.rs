@@ -60,14 +60,13 @@ pub use crate::engine::setup::CacheTier;
 /// A passphrase, and the effect of setting it.
 pub use crate::platform::keyring::{KeyChange, Secret};
 
-pub(super) use links::AwaitedLinks;
-
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use crate::{
     base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
     engine::{
         Engine,
+        awaited_links::AwaitedMark,
         error::{Error, Result},
         pool::{Filesystem, Pool},
         request::{Access, Granted, Key, Mode, Step, Wait},
@@ -175,8 +174,7 @@ fn announce<'a>(
         );
     }
     // Noted before udev can answer.
-    let awaited =
-        links::AwaitedMark::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
+    let awaited = AwaitedMark::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
     let announced = engine.platform().announce(&announcements);
     // Try once more: a user waits for the link, and asking twice does no harm.
     announced
