@@ -1,4 +1,4 @@
-//! The operations that are struck.
+//! The operations that are struck (a *strike* is a fault, panic, kill or power cut at one step).
 
 use stratisd::{
     engine::{
@@ -13,19 +13,19 @@ use support::bench::{Bench, name};
 
 use crate::Then;
 
-/// An operation on a prepared machine.
+/// An operation, and the machine that it needs.
 pub struct Case {
-    /// What is done.
+    /// Its name.
     pub name: &'static str,
-    /// The metadata versions of the pool with which it is done.
+    /// Metadata versions of its pool.
     pub versions: &'static [MetadataVersion],
-    /// What is done before the state is looked at.
+    /// What happens before the state is compared.
     pub then: Then,
-    /// Prepares the machine, with a pool of the version given.
+    /// Prepares the machine with a pool of this version.
     pub prepare: fn(&mut Bench, MetadataVersion),
     /// The operation.
     pub act: fn(&mut Bench) -> Result<()>,
-    /// Something else that must work afterwards, in whichever state.
+    /// Another operation that must succeed afterwards, in either state.
     pub next: fn(&mut Bench) -> Result<()>,
 }
 
@@ -69,7 +69,7 @@ fn one_more_in_any(bench: &mut Bench) -> Result<()> {
     bench.create_filesystems(&pool, &["one-more"]).map(drop)
 }
 
-/// Filesystem f with snapshots s and r, s with snapshot t, each with another content.
+/// Filesystem f with snapshots s and r, and t, a snapshot of s. Each has its own contents.
 fn marked_snapshots(bench: &mut Bench, version: MetadataVersion) {
     pool(bench, version);
     bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
@@ -91,7 +91,7 @@ pub fn reverting(bench: &mut Bench, version: MetadataVersion) {
     schedule(bench, "s", true).expect("it can be scheduled");
 }
 
-/// Stops a pool wholly.
+/// Stops a pool completely.
 pub fn stop(bench: &mut Bench, pool: &str) -> Result<()> {
     match bench.stop_pool(pool)? {
         StopOutcome::Partly(_, error) => Err(error),
@@ -109,10 +109,10 @@ fn stopped(bench: &mut Bench, prepare: fn(&mut Bench, MetadataVersion), version:
     stop(bench, "p").expect("the pool can be stopped");
 }
 
-/// A pool of which the stop did not come to its end.
+/// A pool whose stop was interrupted.
 fn stopped_in_part(bench: &mut Bench, version: MetadataVersion) {
     filesystems(bench, version);
-    // As often as a stop tries.
+    // As many times as a stop tries.
     bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), 10).expect("the pool runs");
     let stopped = bench.stop_pool("p").expect("it is stopped as far as possible");
     assert!(matches!(stopped, StopOutcome::Partly(..)), "{stopped:?}");

@@ -1,4 +1,4 @@
-//! The operations on encrypted pools, but for those on all data of a pool, which are in `online`.
+//! The operations on encrypted pools, except re-encryption jobs, which are in `online`.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ const V2: MetadataVersion = MetadataVersion::V2;
 
 const URL: &str = "http://tang";
 
-/// All keys that there are. Those that are set already stay.
+/// Sets all keys. Keys that are set already stay.
 pub fn set_keys(bench: &mut Bench) {
     for description in ["k", "l"] {
         set_key(bench, description, &format!("secret of {description}"));
@@ -77,13 +77,13 @@ fn stopped(bench: &mut Bench, version: MetadataVersion) {
     cases::stop(bench, "p").expect("the pool can be stopped");
 }
 
-/// Of two devices with a cache on a third.
+/// On two devices, with a cache on a third.
 pub fn cached(bench: &mut Bench, version: MetadataVersion) {
     with_both(bench, version);
     bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).expect("a cache can be begun");
 }
 
-/// On a disk that has become larger.
+/// On a disk that has grown.
 fn resized(bench: &mut Bench, version: MetadataVersion) {
     set_keys(bench);
     let disk = Path::new("/dev/small");
@@ -95,7 +95,7 @@ fn resized(bench: &mut Bench, version: MetadataVersion) {
     bench.sim.resize_disk(disk, Sectors(8 * GIB.0)).expect("the disk is there");
 }
 
-/// The device of a pool that people know by this path.
+/// The device of a pool with this path.
 fn device_at(bench: &Bench, path: &str) -> stratisd::base::ids::DevUuid {
     let pool = bench.pool("p").expect("the pool runs");
     let found = pool.devices.values().find(|device| device.physical == Path::new(path));
@@ -114,7 +114,7 @@ fn one_more(bench: &mut Bench) -> Result<()> {
     bench.create_filesystems("p", &["one-more"]).map(drop)
 }
 
-/// What is bound opens the pool, and a filesystem can be made in it.
+/// The bindings unlock the pool, and a filesystem can be created in it.
 fn by_each(bench: &mut Bench) -> Result<()> {
     let pool = bench.pool("p").expect("the pool runs");
     let shown = pool.encryption.clone().expect("it is encrypted");
@@ -257,7 +257,7 @@ pub const ENCRYPTION_CASES: &[Case] = &[
     },
 ];
 
-/// A pool that another daemon has opened by a key that is not there any more: the volume key is not to be found.
+/// A pool that another daemon unlocked with a key that is gone: its volume key cannot be found.
 fn adopted_without_key() -> Bench {
     let mut bench = Bench::start(Sim::builder().seed(1).record().build());
     with_key(&mut bench, V2);
@@ -271,7 +271,7 @@ fn set_k(bench: &mut Bench) -> Result<()> {
     bench.run(ops::set_key(key("k"), secret("secret of k"))).map(drop)
 }
 
-/// Nobody waits for the volume key when a key is set, so whoever set it is told of his key only.
+/// Setting a key does not wait for the volume key, so its reply speaks of the key only.
 #[test]
 fn faults_setting_a_key_lose_no_volume_key() {
     let mut bench = adopted_without_key();
@@ -300,7 +300,7 @@ fn faults_setting_a_key_lose_no_volume_key() {
     println!("setting a key: {steps} steps, each struck three times");
 }
 
-/// Empty, and adopted by a daemon that finds nothing that opens it.
+/// An empty pool, adopted by a daemon that has no key for it.
 fn empty_without_key() -> (Bench, u64) {
     let mut bench = Bench::start(Sim::builder().seed(1).record().build());
     set_keys(&mut bench);
@@ -316,7 +316,8 @@ fn destroy(bench: &mut Bench) -> Result<()> {
     bench.run(ops::destroy_pool(bench.id("p"))).map(drop)
 }
 
-/// Found in review: if the destruction could not be recorded, its container had been closed already, and nobody could open it.
+/// Found in review: when the destruction could not be recorded, the LUKS device was closed already,
+/// and nobody could unlock it.
 #[test]
 fn faults_destroying_without_key_leave_all_or_nothing() {
     let (mut bench, first) = empty_without_key();

@@ -1,4 +1,5 @@
-//! The operations by which pools, their devices and their filesystems grow, and caches begin.
+//! The operations by which pools, devices and filesystems grow and caches begin. The pools are as
+//! small as possible, so that they are full soon.
 //!
 //! Pools here are small: the smallest that there are, so that they are full soon.
 
@@ -25,7 +26,7 @@ use crate::{
 
 const SMALL: Sectors = Sectors(2 * GIB.0);
 
-/// A pool that has handed out all of its small disk, with a filesystem.
+/// A pool with a filesystem, whose small disk is completely allocated.
 fn full(bench: &mut Bench, version: MetadataVersion) {
     bench.sim.add_disk(Path::new("/dev/small"), SMALL).expect("a disk can be plugged in");
     bench.create_pool_of(version, "p", &["/dev/small"]).expect("the pool can be created");
@@ -107,7 +108,7 @@ fn start_and_write(bench: &mut Bench) -> Result<()> {
     write_more(bench)
 }
 
-/// A cached pool that has handed out everything, and gets a disk.
+/// A cached pool without unallocated space, which gets a disk.
 fn cached_with_space(bench: &mut Bench, version: MetadataVersion) {
     full(bench, version);
     init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
@@ -123,7 +124,7 @@ fn destroy(bench: &mut Bench) -> Result<()> {
     bench.run(ops::destroy_pool(bench.id("p"))).map(drop)
 }
 
-/// What a user finds in the pool goes through whatever lies below it.
+/// All user data goes through the devices below.
 fn write_more(bench: &mut Bench) -> Result<()> {
     bench.mark("p", "f", 77);
     one_more(bench)
@@ -144,7 +145,7 @@ fn mount(bench: &mut Bench) {
     }
 }
 
-/// Mounts again after a power cut, which an XFS that is larger than its device would refuse.
+/// Mounts again after a power cut. An XFS that is larger than its device refuses that.
 fn mount_after(bench: &mut Bench) -> Result<()> {
     for name in ["f", "g"] {
         let _ = bench.sim.unmount_user(&Path::new("/mnt").join(name));
@@ -266,7 +267,7 @@ pub const GROWTH_CASES: &[Case] = &[
         then: Then::EachForward,
         prepare: used,
         act: |bench| {
-            // They were mounted before, unless the power has gone since.
+            // They are mounted, unless the power was cut since.
             if !bench.sim.leftovers().mounts.iter().any(|at| at.starts_with("/mnt")) {
                 mount(bench);
             }

@@ -38,18 +38,18 @@ use support::{bench::Bench, state::State};
 pub enum Then {
     /// Nothing.
     Look,
-    /// Nothing. The operation makes several filesystems: all or none, but when it is cut short and so never answered, each
-    /// is there as a whole or not at all.
+    /// Nothing. The operation creates several filesystems: all or none. If it is interrupted and so
+    /// never answered, each filesystem exists completely or not at all.
     LookAtEach,
-    /// Checks of the pools, as many as change something. What such a request has recorded and could not give to the kernel is
-    /// given by the next check; and the space that it has brought is used by checks.
+    /// Checks of the pools until nothing changes. The next check gives the kernel what a request
+    /// has recorded but not carried out, and uses the space that a request added.
     Check,
-    /// As with [`Then::Check`]. The operation is a check itself, which does several things one after the other and takes none
-    /// of them back: space that is recorded as the thin pool's may be in use by then. So after an error the next check
-    /// must make the state after of it. After a kill or a power cut the state is the one before or the one after also
-    /// without that.
+    /// As with [`Then::Check`]. The operation is a check itself, which does several things in
+    /// sequence and undoes none of them: recorded space of the thin pool may be in use already. So
+    /// after an error the next check must reach the state after. After a kill or a power cut the
+    /// state is the one before or the one after even without a check.
     Forward,
-    /// As with [`Then::Forward`], but the things are filesystems, of which each is as before or as after.
+    /// As with [`Then::Forward`], but for filesystems, each of which is as before or as after.
     EachForward,
 }
 
@@ -58,7 +58,8 @@ impl Then {
         matches!(self, Then::Forward | Then::EachForward)
     }
 
-    /// After a start of the daemon. What a check that was cut short has recorded is not left to the next check then.
+    /// After a start of the daemon, which completes what an interrupted check has recorded without
+    /// another check.
     fn settle_started(self, bench: Bench) -> Bench {
         if self.is_forward() { bench } else { self.settle(bench) }
     }
@@ -82,7 +83,7 @@ impl Then {
         panic!("checks find something to do again and again");
     }
 
-    /// Whether a state that was found after a kill or a power cut is right.
+    /// Whether this state is allowed after a kill or a power cut.
     fn allows(self, found: &State, before: &State, after: &State) -> bool {
         match self {
             Then::EachForward => found.is_between(before, after),
@@ -92,7 +93,7 @@ impl Then {
     }
 }
 
-/// More checks in a row than this are not needed to use all of a small pool's space.
+/// Checks that suffice to use all space of a small pool.
 const CHECKS_MAX: u32 = 5;
 
 /// A case with a pool of one version.
@@ -103,17 +104,17 @@ struct Variant {
 }
 
 impl Variant {
-    /// Whether pools are encrypted in it.
+    /// Whether its pools are encrypted.
     fn is_locked(&self) -> bool {
         ENCRYPTION_CASES.iter().chain(pairs::LOCKED).any(|case| std::ptr::eq(case, self.case))
     }
 
-    /// Another daemon starts.
+    /// Starts another daemon.
     fn restart(&self, bench: Bench) -> Bench {
         Bench::start(bench.sim)
     }
 
-    /// The power goes and comes again, and what a user has to do then is done.
+    /// Cuts the power, boots, and does what a user must do then.
     fn reboot(&self, bench: Bench) -> Bench {
         let mut bench = bench.reboot();
         if self.is_locked() {
@@ -126,7 +127,7 @@ impl Variant {
         (self.case.act)(bench)
     }
 
-    /// As [`Variant::act`], and it must go well.
+    /// As [`Variant::act`], which must succeed.
     fn must_act(&self, bench: &mut Bench, at: &str) {
         self.act(bench).unwrap_or_else(|error| panic!("{at}: {}", error.sentence()));
     }
@@ -136,7 +137,7 @@ impl Variant {
     }
 }
 
-/// The cases that are to be struck. They can be chosen by a part of their name, to look at one.
+/// The cases to strike. A part of the name selects some of them.
 fn cases() -> impl Iterator<Item = (Variant, Then)> {
     let part = std::env::var("CRASH_CASE").unwrap_or_default();
     let variants = CASES.iter().chain(GROWTH_CASES).chain(ENCRYPTION_CASES).flat_map(|case| {
@@ -151,21 +152,21 @@ fn cases() -> impl Iterator<Item = (Variant, Then)> {
     variants.filter(move |(variant, _)| variant.name.contains(&part))
 }
 
-/// How a step is struck.
+/// The kinds of strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strike {
-    /// It fails and has no effect.
+    /// The step fails without effect.
     FailBefore,
-    /// It takes effect, and is said to have failed.
+    /// The step takes effect and reports a failure.
     FailAfter,
-    /// It is the last of the daemon.
+    /// The daemon is killed after the step.
     Kill,
-    /// It panics.
+    /// The step panics.
     Panic,
 }
 
 impl Strike {
-    /// Has the step of this number struck.
+    /// Plans the strike of the step with this number.
     fn at(self, sim: &Sim, step: u64) {
         match self {
             Strike::FailBefore => sim.faults().fail_at(step),
@@ -184,11 +185,11 @@ fn prepared(case: &Variant, seed: u64) -> (Bench, u64) {
     (bench, steps)
 }
 
-/// What the case does when nothing goes wrong.
+/// The case without a strike.
 struct Reference {
     before: State,
     after: State,
-    /// How many steps that takes.
+    /// Its number of steps.
     steps: u64,
 }
 
@@ -205,8 +206,8 @@ fn reference(case: &Variant, then: Then, seed: u64) -> Reference {
     Reference { before, after, steps }
 }
 
-/// The states before and after as another daemon finds them: some orders are carried out at the next start, and what a
-/// daemon has left up it takes down.
+/// The states before and after as another daemon finds them: some changes happen at the next start,
+/// which also takes down what a daemon has left active.
 fn found_by_another(case: &Variant, then: Then, seed: u64, begin: fn(&Variant, Bench) -> Bench) -> (State, State) {
     let before = then.settle_started(begin(case, prepared(case, seed).0));
     let (mut bench, _) = prepared(case, seed);
@@ -216,7 +217,7 @@ fn found_by_another(case: &Variant, then: Then, seed: u64, begin: fn(&Variant, B
     (State::of(&before), State::of(&after))
 }
 
-/// A machine on which a step of the case was struck, the number of its first step, and what the request said.
+/// A machine after a strike, the number of its first step, and the result of the request.
 fn struck(case: &Variant, strike: Strike, step: u64) -> (Bench, u64, Result<()>) {
     let (mut bench, start) = prepared(case, 1);
     strike.at(&bench.sim, start + step);
@@ -225,8 +226,7 @@ fn struck(case: &Variant, strike: Strike, step: u64) -> (Bench, u64, Result<()>)
     (bench, start, result)
 }
 
-/// A machine on which the daemon was killed at a step of the case, the number of its first step, and whether the request was
-/// answered.
+/// A machine after a kill, the number of its first step, and whether the request was answered.
 fn killed(case: &Variant, step: u64) -> (Bench, u64, bool) {
     let (bench, start, result) = struck(case, Strike::Kill, step);
     if step.is_multiple_of(2) {
@@ -242,11 +242,11 @@ fn is_held(bench: &Bench, mount: &str) -> bool {
     device.flatten().is_some_and(|device| device.suspended)
 }
 
-/// The private mounts go with the last process that sees them; a child may outlive the daemon.
+/// The private mounts end with the last process that sees them; a child may outlive the daemon.
 fn unmount_private(bench: &Bench) {
     let mounts = bench.sim.leftovers().mounts;
     let private = mounts.iter().filter_map(|at| at.strip_prefix(Sim::private_directory()).ok()?.to_str());
-    // One on a device that is held still stays until that goes on.
+    // A mount of a suspended device stays until the device is resumed.
     let free = private.filter(|at| !is_held(bench, at));
     free.for_each(|at| bench.sim.unmount(at).expect("a private mount can be unmounted"));
 }
@@ -271,7 +271,8 @@ fn faults_leave_the_state_before_or_after() {
                 assert_eq!(&found, expected, "{at}: {said:?}\n{trace}");
                 bench.check_nothing_left(&at);
                 if result.is_err() {
-                    // On disk it is as before, too: the same done on another machine, whose daemon and then power go.
+                    // The disks are as before, too: another machine with the same history loses its
+                    // daemon and then its power.
                     let as_before = |bench: Bench, before: &State, when: &str| {
                         let bench = then.settle(bench);
                         let expected = if then.is_forward() { &after } else { before };
@@ -284,12 +285,12 @@ fn faults_leave_the_state_before_or_after() {
                         // Nothing is mounted after it, so of filesystems nothing is done.
                         as_before(case.reboot(other), &rebooted, "after a reboot");
                     }
-                    // The next operation works: the same again.
+                    // The next operation succeeds: the same again.
                     case.must_act(&mut bench, &format!("{at}: again"));
                     bench = then.settle(bench);
                     assert_eq!(State::of(&bench), after, "{at}: again");
                 }
-                // A daemon that starts now adopts what is up and sees the same.
+                // A daemon that starts now adopts the active devices and sees the same state.
                 let bench = then.settle(Bench::start(bench.sim));
                 assert_eq!(State::of(&bench), after, "{at}: after a restart of the daemon");
                 total += 1;
@@ -317,7 +318,7 @@ fn kills_leave_the_state_before_or_after() {
             let mut found = State::of(&bench);
             let mut is_opened = false;
             if case.is_locked() && !answered && found != before && found != after {
-                // What is closed stays closed until somebody says how it is to be opened.
+                // Locked pools stay locked until a user unlocks them.
                 unlock_all(&mut bench, &at);
                 found = State::of(&bench);
                 // The state before, once it has been opened: the pool is started as its record says.
@@ -336,7 +337,7 @@ fn kills_leave_the_state_before_or_after() {
             if found == before && before != after {
                 olds += 1;
                 if is_opened && before.runs_nothing() {
-                    // A start is asked for again while the pool does not run.
+                    // The start is repeated until the pool runs.
                     bench = killed(case, step).0;
                     bench = Bench::start(bench.sim);
                 }
@@ -389,7 +390,7 @@ fn power_cuts_leave_the_state_before_or_after() {
                 }
                 bench.check_nothing_left(&at);
                 olds += u32::from(found == before && before != after);
-                // Unless a start has carried out the order that is to be taken back.
+                // Unless a start has carried out the revert that was to be cancelled.
                 if found == before && before != after && before == unsettled {
                     case.must_act(&mut bench, &format!("{at}: again"));
                     bench = then.settle(bench);
@@ -407,14 +408,14 @@ fn power_cuts_leave_the_state_before_or_after() {
     }
 }
 
-/// Sets the keys that there are and starts all pools that do not run.
+/// Sets all keys and starts all stopped pools.
 fn unlock_all(bench: &mut Bench, at: &str) {
     encryption_cases::set_keys(bench);
     start_all(bench, at);
 }
 
-/// Starts all pools that do not run. Of some it is seen only when they are open that they are none, or none any more; then
-/// nothing is left of them.
+/// Starts all stopped pools. Some turn out after unlocking to be incomplete or destroyed; then
+/// nothing of them remains.
 fn start_all(bench: &mut Bench, at: &str) {
     for pool in bench.stopped().list().iter() {
         let is_locked = pool.encryption.is_some() || pool.features.is_some_and(|features| features.encryption);
@@ -427,7 +428,8 @@ fn start_all(bench: &mut Bench, at: &str) {
     }
 }
 
-/// Stops all pools, with what is left up of those that do not run; a user lets go of filesystems before.
+/// Stops all pools and the active leftovers of stopped ones. A user unmounts the filesystems
+/// before.
 fn stop_all(bench: &mut Bench, at: &str) {
     let mounts = bench.sim.leftovers().mounts;
     for mount in mounts.iter().filter(|mount| mount.starts_with("/mnt")) {
@@ -442,7 +444,7 @@ fn stop_all(bench: &mut Bench, at: &str) {
     assert!(up.is_empty(), "{at}: up of stopped pools: {up:?}");
 }
 
-/// Found in review: what had been done before a panic stayed on the machine, where nothing knew of it.
+/// Found in review: after a panic, earlier steps stayed on the machine, where nothing knew of them.
 #[test]
 fn panics_are_repaired_by_stopping_and_starting() {
     let mut total = 0;
@@ -465,7 +467,7 @@ fn panics_are_repaired_by_stopping_and_starting() {
             let at = format!("{} with a panic at step {step} of {steps}", case.name);
             let (mut bench, start) = prepared(case, 1);
             bench.sim.faults().panic_at(start + step);
-            // A part of several that run side by side is given up by itself.
+            // A parallel part that panics ends alone.
             let _ = catch_unwind(AssertUnwindSafe(|| case.act(&mut bench)));
             assert_eq!(bench.sim.faults().struck(), 1, "{at}");
             let trace = bench.tail(start);

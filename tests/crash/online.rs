@@ -34,7 +34,7 @@ use crate::{Strike, encryption_cases::set_keys, start_all, stop_all, unlock_all}
 const V1: MetadataVersion = MetadataVersion::V1;
 const V2: MetadataVersion = MetadataVersion::V2;
 
-/// An operation that is struck.
+/// A job that is struck.
 struct Online {
     name: &'static str,
     version: MetadataVersion,
@@ -73,13 +73,13 @@ const OPERATIONS: &[Online] = &[
     },
 ];
 
-/// What is looked for on the disks: in the clear it is a sector of these.
+/// A pattern to look for on the disks; plaintext has a sector full of this byte.
 const MARKS: [(&str, u8); 2] = [("f", 0xa7), ("g", 0xb9)];
 /// Where the pages that are in use besides begin in the first filesystem, and how far apart they are.
 const PAGES_AT: u64 = 80 << 20;
 const PAGES_APART: u64 = 1 << 16;
 
-/// How many steps are to be struck.
+/// The number of steps to strike.
 fn wanted() -> usize {
     std::env::var("CRASH_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
 }
@@ -94,7 +94,7 @@ fn page(number: u64) -> Vec<u8> {
 }
 
 impl Online {
-    /// What opens the pool before.
+    /// The bindings before.
     fn bindings(&self) -> Vec<NewBinding> {
         match self.encrypted {
             true => vec![by_key(Some(1), "k"), by_tang(Some(2), "http://tang")],
@@ -119,7 +119,7 @@ impl Online {
         (bench, first)
     }
 
-    /// What the containers of the pool lie on.
+    /// The devices below the LUKS devices of the pool.
     fn containers(&self, bench: &Bench) -> Vec<PathBuf> {
         match self.version {
             V1 => vec!["/dev/a".into(), "/dev/b".into()],
@@ -127,7 +127,7 @@ impl Online {
         }
     }
 
-    /// How many of them have another volume key than at first: it is in other keyslots.
+    /// How many of them have a new volume key, which is in other keyslots.
     fn replaced(&self, bench: &Bench) -> usize {
         let is_new = |path: &PathBuf| {
             let keyslots = bench.sim.header(path).expect("it is encrypted").keyslots;
@@ -136,7 +136,7 @@ impl Online {
         self.containers(bench).iter().filter(|path| is_new(path)).count()
     }
 
-    /// Does it, or goes on with it.
+    /// Starts or resumes the job.
     fn must_act(&self, bench: &mut Bench, at: &str) {
         (self.act)(bench).unwrap_or_else(|error| panic!("{at}: {}", error.sentence()));
     }
@@ -151,7 +151,8 @@ impl Online {
         Reference { before, after: settled(bench), calls }
     }
 
-    /// What must be the case in the end, whatever came between. Gives whether the pool is as after.
+    /// Checks what must hold in the end, whatever happened before. Returns whether the pool is as
+    /// after.
     fn judge(&self, mut bench: Bench, reference: &Reference, may_be_before: bool, at: &str) -> bool {
         check_pages(&bench, at);
         check(&mut bench);
@@ -194,7 +195,7 @@ fn check_pages(bench: &Bench, at: &str) {
     }
 }
 
-/// What the operation does when nothing goes wrong.
+/// The job without a strike.
 struct Reference {
     before: State,
     after: State,
@@ -202,7 +203,7 @@ struct Reference {
     calls: Vec<CallKind>,
 }
 
-/// Checks give the pool what of its space it has not been given yet.
+/// Checks allocate the rest of the pool's space.
 fn check(bench: &mut Bench) {
     let pool = bench.id("p");
     bench.run(ops::check_now(pool)).expect("the pool can be checked");
@@ -213,14 +214,14 @@ fn settled(mut bench: Bench) -> State {
     State::of(&bench)
 }
 
-/// Numbers below `count`, as many as are to be struck, spread evenly.
+/// Evenly spread numbers below `count`, one for each strike.
 fn points(count: usize) -> impl Iterator<Item = usize> {
     let wanted = wanted().clamp(1, count);
-    // In the middle of each stretch.
+    // From the middle of each interval.
     (0..wanted).map(move |at| (2 * at + 1) * count / (2 * wanted))
 }
 
-/// Those that are to be struck.
+/// The steps to strike.
 fn operations() -> impl Iterator<Item = (&'static Online, Reference)> {
     let part = std::env::var("CRASH_CASE").unwrap_or_default();
     let chosen = OPERATIONS.iter().filter(move |online| online.name.contains(&part));
@@ -263,7 +264,7 @@ fn power_cuts_during_a_reencryption_job_lose_nothing() {
         let mut first_new = None;
         for step in points(count) {
             let at = format!("{} with a power cut at step {step} of {count}", online.name);
-            // What is lost of what was not flushed differs from seed to seed, and nothing else does.
+            // Only the loss of unflushed writes differs between seeds.
             let (mut bench, first) = online.prepared(1);
             bench.sim.faults().cut_power_at(first + step as u64);
             let answered = (online.act)(&mut bench).is_ok();
@@ -273,7 +274,7 @@ fn power_cuts_during_a_reencryption_job_lose_nothing() {
             let at = format!("{at}\n{}", tail(&bench, first));
             let mut bench = Bench::start(bench.sim);
             unlock_all(&mut bench, &at);
-            // What was decided may be lost until it is flushed.
+            // A decision may be lost until it is flushed.
             let flushed = first_new.is_some_and(|new: usize| reference.calls[new..step].contains(&CallKind::Flush));
             match online.judge(bench, &reference, !answered && !flushed, &at) {
                 true => drop(first_new.get_or_insert(step)),
@@ -306,7 +307,7 @@ fn faults_during_a_reencryption_job_lose_nothing() {
                 stop_all(&mut bench, &at);
                 start_all(&mut bench, &at);
             } else if State::of(&bench).is_at_work() {
-                // Whoever asks again goes on with it.
+                // A repeated request resumes the job.
                 unfinished += 1;
                 online.must_act(&mut bench, &format!("{at}: goes on"));
             }
@@ -330,7 +331,7 @@ fn tail(bench: &Bench, first: u64) -> String {
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
-/// Names of disks on which a sector holds nothing but this byte.
+/// The disks with a sector full of this byte.
 fn disks_with(sim: &Sim, byte: u8) -> Vec<String> {
     let blank = Sim::builder().build().snapshot();
     let stored = blank.differences(&sim.snapshot());
@@ -357,7 +358,7 @@ fn no_plaintext_is_left_after_an_encryption() {
     }
 }
 
-/// The container is made larger with the volume key, and that has just been made or replaced, or is not needed any more.
+/// Growing the LUKS device needs the volume key, which has just been made, replaced or dropped.
 #[test]
 fn a_pool_grows_after_a_reencryption_job() {
     for online in OPERATIONS {

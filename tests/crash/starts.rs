@@ -17,18 +17,18 @@ use support::{
 
 use crate::{Strike, cases, encryption_cases, growth_cases};
 
-/// How pools are found.
+/// The situations in which a daemon starts.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     /// After a power cut.
     Boot,
-    /// As the last daemon has left them up.
+    /// The last daemon left the devices active.
     Adoption,
-    /// One of its devices was missing at the boot; udev tells of it.
+    /// A device was missing at the boot; udev reports it.
     Event,
 }
 
-/// What the machine has when the daemon starts.
+/// The machine at the start of the daemon.
 type Prepare = fn(&mut Bench, MetadataVersion);
 
 const V1: MetadataVersion = MetadataVersion::V1;
@@ -53,14 +53,14 @@ const FOUND: &[(&str, MetadataVersion, &[Way], Prepare)] = &[
         bench.create_filesystems("p", &["h", "i"]).expect_err("the daemon is killed");
         bench.sim.faults().clear();
     }),
-    // These are started by those who know how to unlock them.
+    // Users who can unlock these pools start them.
     ("an encrypted pool", V2, &[Way::Adoption], encryption_cases::with_both),
     ("an encrypted pool of version 1", V1, &[Way::Adoption], encryption_cases::with_both),
     ("an encrypted pool with a cache", V2, &[Way::Adoption], encryption_cases::cached),
     ("an encrypted pool of version 1 with a cache", V1, &[Way::Adoption], encryption_cases::cached),
 ];
 
-/// A machine on which the daemon is about to start, or to be told of the device.
+/// A machine just before the start of the daemon, or before the event of the device.
 fn prepared(prepare: Prepare, version: MetadataVersion, way: Way) -> Bench {
     let mut bench = Bench::start(Sim::builder().seed(1).record().build());
     prepare(&mut bench, version);
@@ -87,7 +87,7 @@ fn go(mut bench: Bench, way: Way) -> Bench {
         Way::Adoption | Way::Boot => Bench::start(bench.sim),
         Way::Event => {
             let path = Path::new("/dev/b");
-            // udev's own look at the device is not what fails here.
+            // udev's own probe does not fail.
             let device = Some(device_at(&mut bench, path));
             bench.run(ops::device_event(DeviceEvent {
                 action: DeviceAction::Add,
@@ -128,7 +128,7 @@ fn faults_during_a_start_withhold_nothing_forever() {
                     let trace = bench.tail(first);
                     assert!(runs || !bench.stopped().list().is_empty(), "{at}: the pool is not shown\n{trace}");
                     ran += u32::from(runs);
-                    // The next look at it, by whichever way.
+                    // The next read of the device, whatever causes it.
                     if step % 2 == 0 {
                         bench.run(ops::refresh()).unwrap_or_else(|error| panic!("{at}: {}\n{trace}", error.sentence()));
                     } else {

@@ -1,4 +1,5 @@
-//! Finding pools: at the start and by events; devices that are missing, too many, twice there, damaged, or of another size.
+//! Discovery of pools at the start and by events: devices that are missing, surplus, duplicated,
+//! damaged or of another size.
 
 use std::{path::Path, sync::Arc};
 
@@ -34,7 +35,7 @@ impl Watched {
         Watched { bench: Bench::start(sim), events }
     }
 
-    /// Works on all events, also on those that this causes. Gives how many there were.
+    /// Handles all events, also those that it causes. Returns their number.
     pub fn settle(&mut self) -> usize {
         let mut count = 0;
         while let Some(event) = self.events.next().unwrap() {
@@ -112,7 +113,7 @@ fn a_stopped_pool_forgets_devices_that_go() {
     watched.bench.sim.pull_disk(path("/dev/a")).unwrap();
     watched.settle();
     assert_eq!(watched.stopped().list(), []);
-    // A device that is wiped goes as well.
+    // A wiped device is removed as well.
     watched.bench.sim.add_disk(path("/dev/a"), TIB).unwrap();
     watched.settle();
     assert_eq!(watched.stopped().list().len(), 1);
@@ -133,7 +134,7 @@ fn a_running_pool_survives_devices_that_come_back() {
     assert_eq!(watched.bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()), 0);
 }
 
-/// Found in review: a device that went away while its pool was being set up was known for ever.
+/// Found in review: a device that vanished while its pool was being set up stayed known forever.
 #[test]
 fn a_device_removed_during_set_up_is_forgotten() {
     let sim = two_disks();
@@ -236,7 +237,8 @@ fn a_damaged_copy_of_the_header_is_mended() {
     }
 }
 
-/// Found in review: looking at a device wrote its header, which is an event, which made it be looked at.
+/// Found in review: reading a device rewrote its header, which is an event, which caused another
+/// read.
 #[test]
 fn an_unrepairable_header_hides_no_pool() {
     let sim = two_disks();
@@ -393,7 +395,8 @@ fn a_left_over_temporary_file_is_removed() {
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
-/// Found in review: the name of a filesystem that could not be set up was given out again, and then no set-up worked.
+/// Found in review: the name of a failed filesystem was given out again, and then no set-up
+/// succeeded.
 #[test]
 fn the_name_of_a_failed_filesystem_stays_taken() {
     let record =
@@ -433,7 +436,7 @@ fn damaged_thin_metadata_is_repaired_into_the_spare() {
     let mut swapped = before.clone();
     swapped["flex_devs"]["thin_meta_dev"] = before["flex_devs"]["thin_meta_dev_spare"].clone();
     swapped["flex_devs"]["thin_meta_dev_spare"] = before["flex_devs"]["thin_meta_dev"].clone();
-    // The spare holds the old metadata as long as this is here.
+    // While this entry exists, the spare holds the old metadata.
     swapped["repaired"] = true.into();
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), swapped, "the swap is saved");
     bench.create_filesystems("p", &["g"]).unwrap();
@@ -494,7 +497,7 @@ fn a_grown_device_shows_its_new_size() {
         (device.size, device.new_size, pool.total)
     };
     assert_eq!(sizes(&watched.bench), (TIB, Some(larger), Sectors(TIB.0 * 2)));
-    // Also by a daemon that starts later.
+    // A daemon that starts later shows it too.
     let bench = Bench::start(watched.bench.sim.clone());
     assert_eq!(sizes(&bench), (TIB, Some(larger), Sectors(TIB.0 * 2)));
     watched.bench.sim.resize_disk(path("/dev/a"), TIB).unwrap();
@@ -580,7 +583,7 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
     }
 }
 
-/// A machine with pool `p` on `/dev/a`, with a daemon that has not looked at it.
+/// A machine with pool `p` on `/dev/a` and a daemon that has not read it.
 fn not_looked_at() -> Bench {
     let mut bench = Bench::start(Sim::builder().record().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
@@ -605,7 +608,7 @@ fn an_outdated_read_does_not_undo_a_stop() {
     });
 }
 
-/// Found in review: a device that was left over of a pool whose destruction had been cut short was wiped when it had become
+/// Found in review: a leftover of an interrupted destruction was wiped although it had become
 /// another pool's since it was read.
 #[test]
 fn an_outdated_read_wipes_no_device_in_use() {
@@ -631,7 +634,7 @@ fn an_outdated_read_wipes_no_device_in_use() {
     });
 }
 
-/// A pool of which the name was taken waited for a restart of the daemon.
+/// A pool whose name was taken waited for a restart of the daemon.
 #[test]
 fn a_pool_starts_when_its_name_becomes_free() {
     type Free = fn(&mut Bench, PoolUuid);

@@ -1,4 +1,4 @@
-//! Doing the same again, limits, snapshots and their origins.
+//! Repeated requests, limits, snapshots and their origins.
 
 use serde_json::json;
 use stratisd::{
@@ -51,7 +51,7 @@ fn the_same_again_changes_nothing() {
     assert!(!bench.run(ops::rename_filesystem(pool, f, name("f"))).unwrap());
     assert!(!bench.run(ops::set_user_info(pool, device, Some("here".to_owned()))).unwrap());
     before.check_unchanged(&bench, "the same again");
-    // Of what is there in part, the rest is made.
+    // Only missing filesystems are created.
     assert_eq!(bench.create_filesystems("p", &["f", "h"]).unwrap(), 1);
     let more = vec!["/dev/a".into(), "/dev/c".into()];
     assert_eq!(bench.run(ops::add_data_devices(pool, more)).unwrap().len(), 1);
@@ -78,7 +78,7 @@ fn another_filesystem_of_the_same_name_is_refused() {
     before.check_unchanged(&bench, "something else of the same name");
 }
 
-/// A pool whose metadata is other than requests can make it yet.
+/// A pool with metadata that no request produces.
 fn with_thin_pool(change: fn(&mut serde_json::Value)) -> Bench {
     let bench = Bench::with_two_filesystems();
     reboot(&bench.sim);
@@ -115,7 +115,7 @@ fn without_overprovisioning_filesystems_fit() {
     assert_eq!(needed, Sectors((2 << 31) + 2 * GIB.0));
     assert!(room < Sectors(2 << 31));
     before.check_unchanged(&bench, "more than there is room for");
-    // Just what fits, and then nothing more.
+    // Exactly what fits, and then nothing more.
     let rest = Sectors(room.0 - 2 * GIB.0);
     bench.run(ops::create_filesystems(pool, new(rest))).unwrap();
     let error = snapshot(&mut bench, "f", "s").unwrap_err();
@@ -131,7 +131,7 @@ fn snapshots_inherit_the_origin_of_what_is_destroyed() {
     }
     destroy(&mut bench, &["s"]).unwrap();
     assert_eq!(origin(&bench, "t").as_deref(), Some("f"));
-    // A chain in one request, in any order.
+    // A chain of snapshots in one request, in any order.
     destroy(&mut bench, &["t", "f"]).unwrap();
     assert_eq!(origin(&bench, "u"), None);
     reboot(&bench.sim);
@@ -201,7 +201,7 @@ fn leftovers_of_a_destroyed_filesystem_block_nothing() {
     bench.check_nothing_left("after the next set-up");
 }
 
-/// Found in review: one thin device that was still open kept its pool from being set up.
+/// Found in review: one thin device that was still open prevented the set-up of its pool.
 #[test]
 fn a_leftover_in_use_keeps_no_pool_down() {
     let mut bench = Bench::with_two_filesystems();

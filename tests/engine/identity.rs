@@ -1,5 +1,5 @@
-//! Devices are known by what they carry: clones, stale copies, devices left over, devices under others, devices that come back
-//! under another node.
+//! Devices are identified by their contents: clones, stale copies, leftovers, devices below others,
+//! and devices that come back under another node.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn path(text: &str) -> &Path {
     Path::new(text)
 }
 
-/// Copies the beginning of a disk, where all metadata lies, to a new one.
+/// Copies the start of a disk, which has all metadata, to a new one.
 fn clone_disk(sim: &Sim, from: &str, to: &str) {
     sim.add_disk(path(to), TIB).unwrap();
     sim.put(path(to), 0, &sim.durable(path(from), 0..1 << 20)).unwrap();
@@ -59,7 +59,8 @@ fn node(bench: &Bench, pool: &str) -> String {
     bench.pool(pool).unwrap().devices.values().next().unwrap().node.display().to_string()
 }
 
-/// Whichever of two devices with one identity was seen first was used: an old copy put the pool back to what it had been.
+/// The first of two devices with one identity was used: an old copy reverted the pool to an earlier
+/// state.
 #[test]
 fn an_older_clone_is_left_aside() {
     let (bench, said) = listen(|| Bench::start(with_stale_clones(&["/dev/a", "/dev/z"])));
@@ -93,7 +94,7 @@ fn equal_clones_keep_their_pool_down() {
     let error = watched.bench.start_pool("p").unwrap_err().sentence();
     assert!(error.contains("/dev/a, /dev/clone"), "{error}");
     assert!(watched.bench.sim.leftovers().is_empty(), "nothing of it is brought up");
-    // The pool comes up as soon as it can be told.
+    // The pool starts as soon as the devices can be told apart.
     watched.bench.sim.pull_disk(path("/dev/clone")).unwrap();
     watched.settle();
     assert_eq!(watched.bench.names(), ["p"]);
@@ -118,7 +119,7 @@ fn copies_with_other_headers_keep_the_pool_down() {
 fn a_device_in_use_wins_over_its_clone() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/m"]).unwrap();
-    // Even when the clone says that it is newer.
+    // Even if the clone is newer.
     for clone in ["/dev/a", "/dev/z"] {
         clone_disk(&bench.sim, "/dev/m", clone);
         disks::change(&bench.sim, clone, |json| json["name"] = "other".into());
@@ -153,7 +154,7 @@ fn a_clone_of_a_running_pool_is_reported() {
     assert_eq!(aside(&watched.bench), []);
 }
 
-/// A cache that had been given up while it was missing kept the pool down when it was back.
+/// A cache that had been dropped while it was missing kept the pool down when it came back.
 #[test]
 fn an_unnamed_device_is_left_aside() {
     let sim = two_disks();
@@ -207,7 +208,7 @@ fn newer_metadata_on_an_unnamed_device_is_refused() {
     assert!(reason.contains(STRANGER) && reason.contains("does not list the device"), "{reason}");
 }
 
-/// Puts a device-mapper device over a whole disk, as multipath does.
+/// Stacks a device-mapper device on a whole disk, as multipath does.
 fn put_over(sim: &Sim, disk: &str, holder: &str) {
     let number = sim.find_device(path(disk)).unwrap().number;
     let line = Line::linear(Sectors::ZERO, TIB, number, Sectors::ZERO);
@@ -262,7 +263,7 @@ fn a_disk_is_recognized_under_another_node() {
     assert!(pool.devices.values().any(|device| device.node == path("/dev/third")), "{:?}", pool.devices);
 }
 
-/// What was told of a device while its pool ran was forgotten, and the pool could not be started again.
+/// Events of a device of a running pool were forgotten, and the pool could not be started again.
 #[test]
 fn a_disk_moved_at_run_time_is_found() {
     let mut watched = Watched::start(two_disks());
@@ -284,7 +285,7 @@ fn a_disk_moved_at_run_time_is_found() {
     watched.bench.check_nothing_left("the disk moved");
 }
 
-/// No table leads to a disk of which nothing has been taken yet.
+/// No table names a disk without an allocation.
 #[test]
 fn an_unused_disk_that_moved_stays_a_member() {
     let mut watched = Watched::start(two_disks());
@@ -300,7 +301,7 @@ fn an_unused_disk_that_moved_stays_a_member() {
     assert_eq!(disks::json_on(&sim, "/dev/moved")["name"], "renamed");
 }
 
-/// Two disks that had changed places were each taken for the other: a pool was never found.
+/// Two disks that had swapped their nodes were mistaken for each other: one pool was never found.
 #[test]
 fn disks_that_change_nodes_are_not_confused() {
     let mut bench = Bench::start(Sim::builder().build());
@@ -317,7 +318,7 @@ fn disks_that_change_nodes_are_not_confused() {
     watched.settle();
     assert!(watched.bench.start_pool("q").unwrap());
     assert_eq!(node(&watched.bench, "q"), "/dev/a");
-    // Nothing of the one is written to the other.
+    // Neither pool writes to the other's disk.
     let before = sim.durable(path("/dev/a"), 0..1 << 20);
     assert!(watched.bench.run(ops::rename_pool(watched.bench.id("p"), name("other"))).is_err());
     assert_eq!(sim.durable(path("/dev/a"), 0..1 << 20), before);

@@ -1,4 +1,4 @@
-//! Bad input: a clear error, and nothing changed.
+//! Bad input is refused with a clear error and changes nothing.
 
 use std::{
     path::{Path, PathBuf},
@@ -35,7 +35,7 @@ const TIB: Sectors = Sectors(1 << 31);
 /// Longest wait for something that must happen.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Devices of every kind that is not to be had; pools `p` on `/dev/a` and `other` on `/dev/other`.
+/// Devices of every unusable kind; pools `p` on `/dev/a` and `other` on `/dev/other`.
 fn machine() -> Bench {
     let sim = Sim::builder()
         .disk("/dev/good", TIB)
@@ -113,7 +113,7 @@ fn check_refused(refusal: &Refusal, what: &str, ask: fn(&mut Bench, &[&str]) -> 
     assert!(error.sentence().len() > 20, "{at}: {}", error.sentence());
     before.check_unchanged(&bench, &at);
     bench.check_nothing_left(&at);
-    // Nothing is held back: what was good is still to be had.
+    // Nothing stays claimed: the good devices are still free.
     assert!(bench.create_pool("q", &["/dev/good"]).unwrap(), "{at}");
 }
 
@@ -133,7 +133,7 @@ fn bad_devices_are_refused_when_they_are_added() {
     for refusal in REFUSED {
         check_refused(refusal, "add", |bench, devices| add(bench, devices).map(drop));
     }
-    // One kind of sectors in itself, but not the pool's.
+    // The new devices agree with each other, but not with the pool.
     let other: Refusal = (&["/dev/4k"], |e| matches!(e, SectorSizes(SectorError::OtherThanTier { .. })));
     check_refused(&other, "add", |bench, devices| add(bench, devices).map(drop));
     let mut bench = machine();
@@ -208,7 +208,7 @@ fn impossible_integrity_settings_are_refused_before_any_write() {
     });
 }
 
-/// Found in review: the reservation was looked at only after the device had been written.
+/// Found in review: the reservation was checked only after the device had been written.
 #[test]
 fn a_device_without_room_is_refused_unwritten() {
     let mut bench = machine();
@@ -293,7 +293,8 @@ fn sizes_that_no_block_device_has_are_refused() {
     }
 }
 
-/// Found in review: the largest size that clients can write was refused as a limit. It is one that is never reached.
+/// Found in review: the largest size that clients can send was refused as a limit, although such a
+/// limit is merely never reached.
 #[test]
 fn a_size_limit_may_exceed_any_device() {
     for bytes in [1 << 63, 1 << 64, 9_444_732_965_739_290_426_880] {
@@ -305,7 +306,7 @@ fn a_size_limit_may_exceed_any_device() {
         assert!(!bench.run(ops::set_size_limit(pool, f, Some(limit))).unwrap());
         let new = NewFilesystem { name: name("x"), size: Some(GIB), size_limit: Some(limit) };
         bench.run(ops::create_filesystems(pool, vec![new])).unwrap();
-        // It grows as one without a limit.
+        // It grows like a filesystem without a limit.
         bench.mount("p", "x");
         bench.sim.set_used("/mnt/x".as_ref(), Bytes(600 << 20)).unwrap();
         bench.run(ops::check_filesystems_now(pool)).unwrap();
@@ -422,7 +423,7 @@ fn user_info_of_old_pools_follows_name_rules() {
     }
 }
 
-/// Between the look at a disk and the first write to it somebody else could begin to use it, and was written over.
+/// Another program could take a disk between its check and the first write, and was overwritten.
 #[test]
 fn nobody_comes_between_the_look_and_the_write() {
     let sim = Sim::builder().record().build();

@@ -28,7 +28,7 @@ use support::{
     state::State,
 };
 
-/// A request, in words that mean the same on every machine prepared by [`prepared`].
+/// A request that means the same on every machine prepared by [`prepared`].
 #[derive(Debug, Clone)]
 enum Request {
     CreatePool(&'static str, &'static [&'static str]),
@@ -67,7 +67,7 @@ fn prepared(seed: u64) -> Bench {
 fn random_request(chance: &mut StdRng) -> Request {
     use Request::*;
     let mut any = |of: &[&'static str]| *of.choose(chance).expect("not empty");
-    // Requests get in each other's way because names and devices are few.
+    // Few names and devices make the requests conflict.
     let (pool, new_pool, disk) =
         (any(&["p", "q"]), any(&["p", "q", "r"]), any(&["/dev/b", "/dev/c", "/dev/d", "/dev/r"]));
     let (filesystem, new) = (any(&["f", "g", "s"]), any(&["f", "h", "i"]));
@@ -103,7 +103,7 @@ fn told<T: Send + 'static>(chain: Step<Result<T>>, changed: fn(&T) -> bool) -> S
     })
 }
 
-/// The chain of a request on a prepared machine, and nothing of it done.
+/// The chain of a request on a prepared machine, before its first step.
 fn chain(bench: &Bench, request: &Request) -> Step<String> {
     let pool = |text: &str| bench.id(text);
     let filesystem = |text: &str| bench.filesystem("p", text);
@@ -164,7 +164,7 @@ fn chain(bench: &Bench, request: &Request) -> Step<String> {
     }
 }
 
-/// The state in the end, and how many pools are known that do not run.
+/// The final state and the number of stopped pools.
 type Outcome = (State, usize);
 
 fn outcome(bench: &Bench) -> Outcome {
@@ -172,7 +172,7 @@ fn outcome(bench: &Bench) -> Outcome {
     (State::of(bench), bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()))
 }
 
-/// Every order of so many things.
+/// All permutations of this many items.
 fn orders(count: usize) -> Vec<Vec<usize>> {
     if count == 0 {
         return vec![Vec::new()];
@@ -200,7 +200,7 @@ fn serial_order(seed: u64, requests: &[Request], results: &[String], state: &Out
     })
 }
 
-/// A fault that strikes whoever comes first.
+/// A fault that strikes the first matching call.
 fn plan_fault(bench: &Bench, chance: &mut StdRng) {
     let kinds = [
         CallKind::Run(Program::MkfsXfs),
@@ -299,7 +299,8 @@ fn a_crowd_of_requests_comes_to_its_end() {
     }
 }
 
-/// Found in review: filesystems in the making did not count, so that as many at once as one liked came under the limit.
+/// Found in review: unfinished filesystems did not count, so any number of concurrent creations
+/// passed the limit.
 #[test]
 fn filesystems_made_at_once_keep_the_limit() {
     for seed in 0..30 {
@@ -346,7 +347,8 @@ fn renames_at_once_leave_one_name() {
     }
 }
 
-/// Found by the history checker: a request was told that a pool is gone while clients were still shown it.
+/// Found by the history checker: a reply said that a pool was gone while clients were still shown
+/// it.
 #[test]
 fn nobody_hears_of_an_unpublished_end() {
     let ends: [fn(PoolUuid) -> Step<String>; 2] = [

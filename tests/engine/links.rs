@@ -1,4 +1,4 @@
-//! Links under `/dev/stratis`: asked for again when they are missing; names that udev changes.
+//! Links below `/dev/stratis` are requested again when they are missing; udev changes some names.
 
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,7 @@ fn announcements(sim: &Sim) -> usize {
     sim.trace().iter().filter(|step| step.call == CallKind::Announce).count()
 }
 
-/// A worker of udev that was killed took the link with it, and nobody asked for it again before the next start.
+/// A killed udev worker lost the link, and nobody requested it again before the next start.
 #[test]
 fn a_check_asks_for_missing_links() {
     let (mut bench, number) = one_filesystem();
@@ -119,7 +119,7 @@ fn an_event_requests_no_awaited_link() {
     assert_eq!(announcements(&bench.sim), before);
     bench.sim.release_links();
     assert_eq!(bench.run(waiting).unwrap().len(), 1);
-    // From now on it is missed.
+    // From now on the link counts as missing.
     bench.sim.drop_link(Path::new("/dev/stratis/p/g"));
     bench.sim.written_and_closed(bench.sim.dm_find(&device).unwrap().unwrap().number);
     let event = events.next().unwrap().unwrap();
@@ -166,7 +166,8 @@ fn names_that_udev_changes_share_no_link() {
     assert!(said.contains("/dev/stratis/a\\x2cb/f") && said.contains("rename the pool"), "{said}");
 }
 
-/// Another file system's signature between the blocks that mkfs writes made blkid doubt what the device holds.
+/// A signature of another file system between the blocks that mkfs writes made blkid's result
+/// ambiguous.
 #[test]
 fn a_new_filesystem_has_no_old_signature() {
     const BLOCK: usize = 1 << 20;

@@ -1,5 +1,5 @@
-//! The engine's operations on a simulated machine, chain by chain, without threads and locks: what they refuse, what they
-//! find, what they leave as it is, and what becomes of several that are under way at once.
+//! The engine's operations on a simulated machine, chain by chain, without threads and locks: what
+//! they refuse, find and keep, and what happens when several are under way.
 
 // A test that cannot go on says where; clippy knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]

@@ -1,5 +1,5 @@
-//! Another daemon has run in between: it does not know our marks and our journal, keeps them or drops them, and what it has made
-//! since they were written is kept.
+//! Another daemon ran in between. It does not know this daemon's marks and journal, keeps or drops
+//! them, and what it made since is kept.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fn a_destruction_is_completed_when_nobody_came_between() {
     assert!(is_wiped(&bench.sim));
 }
 
-/// The pool was wiped although another daemon had started it, and a filesystem had been made since.
+/// The pool was wiped although another daemon had started it and made a filesystem.
 #[test]
 fn a_pool_started_since_its_destruction_is_kept() {
     for keeps_unknown_keys in [true, false] {
@@ -71,14 +71,14 @@ fn a_pool_used_since_its_destruction_is_kept() {
     assert!(!is_wiped(&bench.sim));
     assert!(bench.stopped_pool("p").is_some());
     assert!(bench.start_pool("p").unwrap());
-    // Nothing of the destruction is left on record.
+    // The metadata no longer mentions the destruction.
     assert!(disks::json_on(&bench.sim, "/dev/a").get("destroying").is_none());
     bench.stop_pool("p").unwrap();
     let bench = bench.reboot();
     assert!(bench.stopped_pool("p").is_some());
 }
 
-/// A device that another daemon uses again is not one left over.
+/// A device that another daemon uses again is no leftover.
 #[test]
 fn devices_of_a_restarted_pool_are_not_taken() {
     let sim = condemned();
@@ -107,7 +107,8 @@ fn destruction(record: &Value) -> Value {
     json!({ "destroy": [{ "uuid": record["uuid"], "thin_id": record["thin_id"], "was": record }] })
 }
 
-/// A filesystem that had been renamed, and so used, since its destruction was decided was destroyed after all.
+/// A filesystem that was renamed, and so used, after the decision to destroy it was destroyed
+/// nevertheless.
 #[test]
 fn a_filesystem_changed_since_its_destruction_is_kept() {
     let changes: [fn(&mut Value); 3] = [
@@ -145,7 +146,7 @@ fn a_reassigned_thin_device_is_kept() {
     }
 }
 
-/// Space that another daemon has given to the thin pool cannot be reserved for integrity data any more; the pool did not come up.
+/// Another daemon gave the thin pool the space for integrity data; the pool did not start.
 #[test]
 fn a_full_grown_device_keeps_no_pool_down() {
     let sim = two_disks();

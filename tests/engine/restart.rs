@@ -1,4 +1,5 @@
-//! A daemon that starts on a machine that ran on: it adopts what is up, and clears away what was left half made.
+//! A daemon starts on a machine that kept running: it adopts what is active and cleans up what is
+//! half made.
 
 use stratisd::{
     engine::{
@@ -85,7 +86,7 @@ fn a_device_of_another_table_is_not_touched() {
     let bench = Bench::with_two_filesystems();
     let pool = bench.id("p");
     let (f, table) = (dm_names::filesystem(pool, bench.filesystem("p", "f")), Role::ThinPool.name(pool));
-    // Somebody has replaced the filesystem by another one.
+    // Another program has replaced the XFS.
     let other = dm_names::filesystem(pool, bench.filesystem("p", "g"));
     let other = bench.sim.dm_find(&other).unwrap().unwrap().table;
     bench.sim.dm_remove(&f).unwrap();
@@ -98,7 +99,7 @@ fn a_device_of_another_table_is_not_touched() {
     assert_eq!(bench.sim.dm_find(&f).unwrap().unwrap().table, other);
 }
 
-/// A creation that is cut short by SIGKILL while the devices of the pool to be are up: they kept the disks in use.
+/// After a SIGKILL during a creation, the active devices of the new pool kept its disks busy.
 #[test]
 fn disks_of_an_interrupted_creation_are_free() {
     let sim = Sim::builder().record().build();
@@ -110,7 +111,7 @@ fn disks_of_an_interrupted_creation_are_free() {
     for step in 0..steps {
         let mut bench = Bench::start(Sim::builder().record().build());
         bench.sim.faults().kill_at(start + step);
-        // What comes after the commit may fail without a word.
+        // Steps after the commit may fail silently.
         let _ = bench.create_pool("p", &["/dev/a", "/dev/b"]);
         bench.sim.faults().clear();
         let at = format!("killed at step {step} of {steps}");
@@ -128,7 +129,7 @@ fn disks_of_an_interrupted_creation_are_free() {
     assert!(left > 0 && made > 0, "{left} creations were taken back, {made} were completed");
 }
 
-/// The chain is left between two of its steps, as by a kill when nothing is being done.
+/// The chain ends between two of its steps, as by a kill while no step runs.
 #[test]
 fn an_interrupted_creation_is_undone_or_completed() {
     for steps in 0.. {

@@ -1,4 +1,4 @@
-//! What a machine and its pools look like, to be compared; and what the engine said in the log.
+//! Snapshots of a machine and its pools, to be compared; and the engine's log messages.
 
 use std::{cell::RefCell, sync::Once};
 
@@ -11,7 +11,7 @@ use stratisd::{
 };
 use support::bench::Bench;
 
-/// Everything that an operation which is refused must leave as it is.
+/// Everything that a refused operation must not change.
 pub struct Witness {
     disks: Snapshot,
     devices: Vec<(String, Option<dm::Device>)>,
@@ -20,7 +20,7 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// How things are now.
+    /// Takes a snapshot.
     pub fn of(bench: &Bench) -> Witness {
         let listed = bench.sim.dm_list().expect("the machine runs");
         let mut pools: Vec<view::PoolView> = bench.pools.0.values().map(|pool| (*pool.view()).clone()).collect();
@@ -36,7 +36,7 @@ impl Witness {
         }
     }
 
-    /// Checks that nothing is other than it was.
+    /// Checks that nothing has changed.
     pub fn check_unchanged(&self, bench: &Bench, at: &str) {
         let now = Witness::of(bench);
         assert_eq!(self.disks.differences(&now.disks), [], "{at}: bytes on disks");
@@ -66,7 +66,7 @@ impl log::Log for Listener {
     fn flush(&self) {}
 }
 
-/// Runs something and gives what was logged by it on this thread, one message a line.
+/// Runs a closure and returns what this thread logged meanwhile, one message per line.
 pub fn listen<T>(run: impl FnOnce() -> T) -> (T, String) {
     static LISTENER: Once = Once::new();
     LISTENER.call_once(|| {

@@ -1,4 +1,4 @@
-//! Caches: begun, made larger, refused.
+//! Caches are initialized, extended and refused.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ fn length(bench: &Bench, role: Role) -> u64 {
     bench.sim.dm_find(&role.name(bench.id("p"))).unwrap().unwrap().table.iter().map(|line| line.length.0).sum()
 }
 
-/// Every device that is cut from the cap lies on the cache.
+/// Checks that every flex device lies on the cache.
 fn check_cached(bench: &Bench, devices: usize) {
     let pool = bench.pool("p").unwrap();
     assert!(pool.has_cache);
@@ -138,14 +138,15 @@ fn unsuitable_cache_devices_are_refused_unchanged() {
         }
         bench.check_nothing_left("after a refusal");
     }
-    // More than a cache may have, together with what it has.
+    // With the present cache, more than the maximum size.
     init(&mut bench, &["/dev/fast"]).unwrap();
     let error = add(&mut bench, &["/dev/huge"]).unwrap_err();
     assert!(matches!(error, Error::Size(_)), "{error:?}");
     check_cached(&bench, 1);
 }
 
-/// The kernel refused the larger cache at each check, and the record named devices that no table could use.
+/// Each check tried the larger cache, which the kernel refused, and the record named devices that
+/// no table could use.
 #[test]
 fn an_extension_refused_by_the_kernel_is_undone() {
     for version in VERSIONS {
@@ -173,7 +174,7 @@ fn an_extension_refused_by_the_kernel_is_undone() {
     }
 }
 
-/// Then the devices stay in the pool, as its record says, and the next check uses them.
+/// The devices stay in the pool, as recorded, and the next check uses them.
 #[test]
 fn the_check_completes_a_stuck_extension() {
     let prepare = || {

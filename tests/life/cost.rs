@@ -1,4 +1,5 @@
-//! What requests cost on large pools: how often they read, look at mounts, and wait for disks. Counted, not timed.
+//! The cost of requests on large pools: reads, looks at the mount table and waits for disks.
+//! Counted, not timed.
 
 use std::path::PathBuf;
 
@@ -37,7 +38,7 @@ fn count(bench: &Bench, from: u64, call: CallKind) -> usize {
     bench.sim.trace()[from..].iter().filter(|step| step.call == call).count()
 }
 
-/// Destroying one of 1,000 filesystems read all their records, 1003 files, with the pool held.
+/// Destroying one of 1,000 filesystems read all 1,003 record files, with the pool locked.
 #[test]
 fn destroying_a_filesystem_reads_no_other_record() {
     let mut bench = thirty_filesystems();
@@ -48,7 +49,7 @@ fn destroying_a_filesystem_reads_no_other_record() {
     bench.check_nothing_left("after the destruction");
 }
 
-/// Each filesystem that was to go cost a look at all mounts of the machine, with the pool held.
+/// Each destroyed filesystem cost a read of the mount table, with the pool locked.
 #[test]
 fn stop_and_destroy_read_the_mounts_once() {
     let mut bench = thirty_filesystems();
@@ -62,7 +63,7 @@ fn stop_and_destroy_read_the_mounts_once() {
     assert_eq!(count(&bench, from, CallKind::MountPoints), 1);
 }
 
-/// A device that joined 202 others made its request wait for 609 flushes, one after the other, with the pool held.
+/// Adding a device to 202 others waited for 609 flushes, one after the other, with the pool locked.
 #[test]
 fn adding_a_device_flushes_one_device() {
     let (mut large, mut small) = (pool_of(DISKS), pool_of(1));

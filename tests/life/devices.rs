@@ -1,4 +1,4 @@
-//! Devices of running pools that change under them: they grow, shrink, vanish, come back, have clones.
+//! Devices of running pools grow, shrink, vanish, come back and are cloned.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB, name};
 
-/// So much that all of a new pool is on the first.
+/// Large enough for all of a new pool on the first device.
 const SIZE: Sectors = Sectors(100 * GIB.0);
 
 fn machine() -> Bench {
@@ -68,7 +68,7 @@ fn a_device_that_shrank_into_data_is_refused() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 3);
 }
 
-/// Whatever becomes of it then is not the pool's.
+/// The pool ignores later changes of that device.
 #[test]
 fn a_device_of_another_pool_is_no_member() {
     let mut bench = machine();
@@ -95,7 +95,7 @@ fn a_smaller_size_is_shown_and_never_used() {
     assert!(error.sentence().contains("/dev/c"), "{}", error.sentence());
     assert_eq!(before.differences(&bench.sim.snapshot()), []);
     assert_eq!(sizes(&bench, "/dev/c"), (100, Some(90)));
-    // It comes back whole.
+    // The device comes back intact.
     bench.sim.resize_disk(Path::new("/dev/c"), SIZE).unwrap();
     event(&mut bench, DeviceAction::Change, "/dev/c");
     assert_eq!(sizes(&bench, "/dev/c"), (100, None));
@@ -114,7 +114,7 @@ fn operations_without_the_vanished_device_still_work() {
     let error = bench.start_pool("p").unwrap_err();
     assert!(matches!(&error, Error::DevicesMissing { missing, .. } if missing.len() == 1), "{error:?}");
     assert!(!bench.stopped_pool("p").unwrap().partial);
-    // Back again, with metadata that is older than that of the other.
+    // The device comes back with older metadata than the other has.
     bench.sim.add_disk(Path::new("/dev/c"), SIZE).unwrap();
     event(&mut bench, DeviceAction::Add, "/dev/c");
     assert!(bench.start_pool("p").unwrap());
@@ -137,7 +137,7 @@ fn changes_fail_with_a_reason_without_devices() {
     assert!(error.sentence().contains("/dev/b"), "{}", error.sentence());
     let pool = bench.pool("p").unwrap();
     assert_eq!((&pool.name, &pool.devices), (&before.name, &before.devices));
-    // What is on disk is not known any more, so nothing may be changed, and the reason is told.
+    // The state on disk is unknown, so every change is refused with the reason.
     assert!(pool.restriction.is_some(), "{pool:?}");
     for disk in ["/dev/b", "/dev/c"] {
         bench.sim.add_disk(Path::new(disk), SIZE).unwrap();
@@ -148,8 +148,8 @@ fn changes_fail_with_a_reason_without_devices() {
     assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 3);
 }
 
-/// Found in review: a clone that the machine lists before the device itself made a daemon that was started anew take the
-/// running pool for one on other devices, and leave it out.
+/// Found in review: if the machine listed a clone before the device, a restarted daemon took the
+/// running pool for one on other devices and left it out.
 #[test]
 fn a_clone_replaces_no_device_in_use() {
     let bench = machine();
@@ -164,7 +164,7 @@ fn a_clone_replaces_no_device_in_use() {
     assert_eq!(bench.stopped().list().len(), 0);
     bench.create_filesystems("p", &["g"]).unwrap();
     bench.check_nothing_left("beside a clone");
-    // Of a pool that does not run as well: it is started on the devices that it was stopped with.
+    // The same for a stopped pool: it starts on the devices that it was stopped with.
     bench.stop_pool("p").unwrap();
     let started = ops::start_pool(PoolRef::Name(name("p")), ops::UnlockOptions::default(), ops::CacheTier::Keep);
     assert!(bench.run(started).unwrap().is_some());

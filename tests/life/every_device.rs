@@ -1,4 +1,5 @@
-//! Pools of more disks than one save of pool metadata goes to: where one device with an older state would do harm, none has.
+//! Pools with more disks than one save of the pool metadata covers. Where a device with an older
+//! state would do harm, no device keeps one.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ use support::{
     disks,
 };
 
-/// More than twice as many as are written by a save that chooses.
+/// More than twice as many as a partial save writes.
 const DISKS: usize = 24;
 
 fn paths() -> Vec<String> {
@@ -53,7 +54,7 @@ fn a_new_pool_is_recorded_on_every_device() {
 fn an_added_device_is_recorded_on_every_other() {
     let mut bench = pool();
     bench.run(ops::add_data_devices(bench.id("p"), vec![PathBuf::from("/dev/more")])).unwrap();
-    // Not the same generation: the check that follows an addition may have given the new space to the thin pool.
+    // The generation may differ: the check after an addition may have extended the thin pool.
     for path in paths().iter().map(String::as_str).chain(["/dev/more"]) {
         let json = disks::json_on(&bench.sim, path);
         let devices = json["backstore"]["data_tier"]["blockdev"]["devs"].as_array().unwrap();
@@ -81,7 +82,7 @@ fn a_cache_is_recorded_on_every_data_device() {
 #[test]
 fn a_destruction_is_recorded_on_every_device() {
     let mut bench = pool();
-    // Nothing is wiped as long as the pool's lowest device is up.
+    // Nothing is wiped while the pool's lowest device is active.
     bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), u32::MAX).unwrap();
     bench.run(ops::destroy_pool(bench.id("p"))).unwrap();
     all_agree(&bench);
@@ -90,7 +91,7 @@ fn a_destruction_is_recorded_on_every_device() {
     }
 }
 
-/// The new state may be on any of the devices on which its write is said to have failed.
+/// A write that was reported as failed may have reached the device.
 #[test]
 fn a_failed_change_is_overruled_on_every_device() {
     let mut bench = pool();
@@ -104,8 +105,8 @@ fn a_failed_change_is_overruled_on_every_device() {
     }
 }
 
-/// Another daemon ran after a destruction or a creation was cut short, and gave the number of the thin device to a filesystem of
-/// its own.
+/// After an interrupted destruction or creation, another daemon ran and gave the thin device number
+/// to a filesystem of its own.
 #[test]
 fn a_reused_thin_device_number_is_not_deleted() {
     let lost = support::examples::FILESYSTEM.parse().unwrap();

@@ -1,4 +1,4 @@
-//! Filesystems that grow with what is in them (`docs/spec/engine/storage-stack.md` §9.5).
+//! Filesystems grow with their contents (`docs/spec/engine/storage-stack.md` §9.5).
 
 use std::{path::Path, time::Duration};
 
@@ -44,7 +44,7 @@ fn sizes(bench: &Bench, name: &str) -> (u64, u64, u64) {
     (recorded.0 / GIB.0, table[0].length.0 / GIB.0, xfs.0 / GIB.0)
 }
 
-/// What was full was another filesystem, which had been mounted in its place since the mounts were read.
+/// The full filesystem was another one, mounted at the same place after the mount table was read.
 #[test]
 fn one_is_not_extended_for_what_another_holds() {
     let mut bench = machine();
@@ -80,7 +80,8 @@ fn mounted_filesystems_double_when_half_full() {
     assert_eq!(sizes(&bench, "f"), (2, 2, 2));
 }
 
-/// Below a private mount, and in a container, a filesystem was never extended: the daemon did not see that it was mounted.
+/// Filesystems mounted below a private mount or in a container were never extended: the daemon did
+/// not see the mount.
 #[test]
 fn filesystems_mounted_in_other_namespaces_are_extended() {
     let mut bench = machine();
@@ -90,7 +91,7 @@ fn filesystems_mounted_in_other_namespaces_are_extended() {
     use_space(&bench, &["g"]);
     check(&mut bench).unwrap();
     assert_eq!(["f", "g", "h"].map(|name| sizes(&bench, name)), [(2, 2, 2), (2, 2, 2), (1, 1, 1)]);
-    // And it is in use: whoever wants it gone is told by whom.
+    // The filesystem is in use: a request that would remove it names the mount.
     let error = bench.stop_pool("p").unwrap_err().sentence();
     assert!(error.contains("/proc/4711/root/data") || error.contains("/mnt/g"), "{error}");
     bench.sim.unmount_user(Path::new("/mnt/g")).unwrap();
@@ -129,7 +130,8 @@ fn a_failed_extension_is_retried_and_delays_nobody() {
     assert_eq!(sizes(&bench, "f"), (2, 2, 2), "completed, not extended once more");
 }
 
-/// The kernel may report success and change nothing; only what it says of the XFS afterwards counts.
+/// The kernel may report success and change nothing; only the size that the XFS reports afterwards
+/// counts.
 #[test]
 fn an_extension_without_effect_is_not_done() {
     let mut bench = machine();

@@ -1,4 +1,4 @@
-//! A filesystem that is being filled is extended because the kernel tells of it: no timer runs here.
+//! Device-mapper events alone extend a filesystem that is being filled: no timer runs here.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ use support::bench::{Bench, GIB};
 /// Only so that a lost event fails the test.
 const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;
-/// Blocks that are written between two looks.
+/// Blocks written between two checks.
 const CHUNK: u64 = 16;
 /// A pool with one filesystem of 1 GiB.
 fn machine() -> Bench {
@@ -65,7 +65,7 @@ fn write(sim: &Sim, node: &Path, blocks: std::ops::Range<u64>) {
     sim.write(node, &writes).unwrap();
 }
 
-/// A daemon's dispatcher and watcher of device-mapper, which tells of each check that has ended.
+/// The daemon's dispatcher and watcher of device-mapper. Reports each check that has ended.
 struct Daemon {
     dispatcher: Dispatcher<()>,
     group: Group,
@@ -113,7 +113,7 @@ impl Daemon {
         group
             .spawn("dm-events", move || watch.run(&switch, &Pulse::default()).map_err(|error| error.to_string()))
             .unwrap();
-        // It looks at every pool when it begins.
+        // The watcher checks every pool when it starts.
         checked.recv_timeout(HANG).expect("the pool should be checked");
         Daemon { dispatcher, group, stop, checked, _updates: updates }
     }
@@ -160,7 +160,8 @@ fn events_alone_keep_extending_a_filling_filesystem() {
     daemon.end();
 }
 
-/// Found on a real kernel: each new mark held all I/O up for 70 ms for each filesystem, and there was one every 256 MiB.
+/// Found on a real kernel: each new mark blocked all I/O for 70 ms per filesystem, and every 256
+/// MiB written set one.
 #[test]
 fn the_mark_moves_only_after_writes_end() {
     let mut bench = machine();
@@ -176,7 +177,7 @@ fn the_mark_moves_only_after_writes_end() {
     let xfs = || sim.xfs_size(&node).unwrap().0;
     let (_, first_mark, _) = thin_pool(&sim, pool);
     let before = loads();
-    // More than a mark lies ahead, between two looks: a quarter of what is left, at most.
+    // Each round writes more than the distance to the mark, and at most a quarter of what is left.
     for first in (1..4 * 1024).step_by(256) {
         let used = u128::from((first + 256) * BLOCK);
         assert!(used < xfs(), "it is full: {used} of {}", xfs());
@@ -187,7 +188,7 @@ fn the_mark_moves_only_after_writes_end() {
     }
     assert!(xfs() > 4 << 30, "it was extended");
     assert_eq!((loads(), thin_pool(&sim, pool).1), (before, first_mark), "marks were moved");
-    // Nobody writes any more: there is a last look, and none after it.
+    // Writes have ended: one more check follows, and no other.
     while thin_pool(&sim, pool).1 == first_mark {
         daemon.checked.recv_timeout(HANG).expect("it is looked at until the mark is moved");
     }
@@ -211,7 +212,7 @@ fn creating_a_filesystem_puts_the_mark_in_place() {
     assert_eq!(thin_pool(&bench.sim, pool).1, mark, "who adopts the pool leaves it");
 }
 
-/// The kernel raises no event for a mark that was passed before the kernel had it.
+/// The kernel raises no event for a mark that was passed before it was set.
 #[test]
 fn a_mark_passed_early_is_followed_by_another() {
     let mut bench = machine();
@@ -247,7 +248,7 @@ fn a_filesystem_at_its_limit_causes_no_events() {
     assert_eq!(after, before);
 }
 
-/// It used to take the mark of all the others away, so that they were looked at by time only.
+/// The new filesystem used to clear the mark of all others, which were then polled only.
 #[test]
 fn a_filesystem_made_at_its_limit_moves_nothing() {
     let mut bench = machine();
@@ -277,12 +278,12 @@ fn a_mark_that_fails_leaves_nothing_suspended() {
             }
         }
     };
-    // Somebody has suspended it: the new mark lets it go on.
+    // Another program has suspended the thin pool: the new mark resumes it.
     fill();
     bench.sim.dm_suspend(&name, false).unwrap();
     bench.run(ops::check_now(pool)).unwrap();
     assert!(!suspended(&bench));
-    // If that fails as often as it is tried, the next check does it.
+    // If every attempt fails, the next check sets the mark.
     fill();
     bench.sim.dm_suspend(&name, false).unwrap();
     for _ in 0..2 {
@@ -295,7 +296,7 @@ fn a_mark_that_fails_leaves_nothing_suspended() {
     assert!(!suspended(&bench));
     let (free, mark, _) = thin_pool(&bench.sim, pool);
     assert!(mark < free, "the mark lies ahead again: {mark} of {free}");
-    // One that has failed is left alone.
+    // A failed thin pool is not retried.
     fill();
     bench.sim.fail_pool(&name).unwrap();
     let from = bench.sim.steps();

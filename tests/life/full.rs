@@ -1,4 +1,4 @@
-//! Pools that run full: to the last block, and back without a restart; thin metadata that cannot grow.
+//! Pools run full to the last block and recover without a restart; thin metadata cannot grow.
 
 use std::{path::Path, time::Duration};
 
@@ -71,7 +71,7 @@ fn check_contents(bench: &Bench) {
 fn an_added_disk_ends_failing_writes() {
     for version in VERSIONS {
         let mut bench = machine(version);
-        // All of the disk has been handed out, and is not enough for a pool to be at ease.
+        // The whole disk is allocated, which is still below the reserve that a pool wants.
         check(&mut bench).unwrap();
         let pool = bench.pool("p").unwrap();
         assert!(pool.no_alloc_space && status(&bench).errors_if_no_space);
@@ -96,7 +96,7 @@ fn an_added_disk_ends_failing_writes() {
 #[test]
 fn an_added_disk_resumes_queued_writes() {
     for version in VERSIONS {
-        // Nobody has checked it yet, so writes wait.
+        // No check has run yet, so writes are queued.
         let mut bench = machine(version);
         let (sim, all) = (bench.sim.clone(), nodes(&bench));
         std::thread::scope(|scope| {
@@ -173,7 +173,7 @@ fn metadata_does_not_grow_into_promised_space() {
     let mut bench = machine(MetadataVersion::V2);
     add(&mut bench, "/dev/large").unwrap();
     assert!(bench.run(ops::set_overprovisioning(bench.id("p"), false)).unwrap());
-    // All that is left is promised.
+    // All remaining space is promised.
     let mut size = 102 * GIB.0;
     loop {
         let new = ops::NewFilesystem { name: support::bench::name("big"), size: Some(Sectors(size)), size_limit: None };
@@ -189,14 +189,14 @@ fn metadata_does_not_grow_into_promised_space() {
     bench.run(ops::set_fs_limit(bench.id("p"), 60_000)).unwrap();
 }
 
-/// It was asked three to four times, at each event and for each pool every ten seconds.
+/// The status was read three to four times, at each event and for each pool every ten seconds.
 #[test]
 fn a_check_reads_the_thin_status_once() {
     let mut bench = Bench::start(Sim::builder().record().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
     let thin_pool = Role::ThinPool.name(bench.id("p"));
-    // How often a check asks, and whether it changed anything.
+    // The number of status reads of a check, and whether it changed anything.
     let asks = |bench: &mut Bench| {
         let before = bench.sim.steps();
         check(bench).unwrap();
@@ -204,7 +204,7 @@ fn a_check_reads_the_thin_status_once() {
         let asked = steps.iter().filter(|step| step.call == CallKind::DmStatus && step.subject == thin_pool).count();
         (asked, steps.iter().any(|step| step.call.changes()))
     };
-    // What it has grown by it asks for anew.
+    // After growth the check reads the status again.
     let first = asks(&mut bench);
     assert!(first.0 > 1 && first.1, "{first:?}");
     while asks(&mut bench).1 {}

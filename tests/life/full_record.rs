@@ -1,4 +1,5 @@
-//! A pool of which the metadata areas are nearly full: more is refused before they are, and what must always be possible is.
+//! The metadata areas of a pool are nearly full: additions are refused in time, and what must
+//! always be possible still is.
 
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB, name};
 
-/// Bytes of a device's metadata area, less what is kept.
+/// Capacity of a device's metadata area in bytes, without the reserve.
 const ALLOWED: usize = 260_064 - 4096;
 
 fn recorded(bench: &mut Bench) -> usize {
@@ -53,7 +54,7 @@ fn full(version: MetadataVersion) -> (Bench, usize) {
         }
         assert!(disks < 170, "{} bytes", recorded(&mut bench));
     }
-    // The disk that was refused belongs to nobody.
+    // The refused disk belongs to no pool.
     bench.create_pool("other", &[&disk(disks).display().to_string()]).unwrap();
     for number in 0..disks {
         let left = ALLOWED - recorded(&mut bench);
@@ -67,13 +68,13 @@ fn full(version: MetadataVersion) -> (Bench, usize) {
     panic!("{} bytes are left", ALLOWED - recorded(&mut bench));
 }
 
-/// The write of metadata that was too long failed, and with it whatever had led to it, also a stop.
+/// Too long metadata could not be written, so every operation failed, even a stop.
 #[test]
 fn a_full_record_refuses_growth_and_nothing_else() {
     for version in [MetadataVersion::V2, MetadataVersion::V1] {
         let (mut bench, disks) = full(version);
         let id = bench.id("p");
-        // So much that a check gives the thin pool more.
+        // Enough for a check to extend the thin pool.
         let node = bench.thin_node(id, bench.filesystem("p", "f"));
         let blocks: Vec<_> = (100..36_100).map(|block| WriteStep::At(block << 20, b"x")).collect();
         bench.sim.write(&node, &blocks).unwrap();
@@ -87,7 +88,7 @@ fn a_full_record_refuses_growth_and_nothing_else() {
             let error = refused.unwrap_err();
             assert!(is_full(&error), "{version:?}: {}", error.sentence());
         }
-        // What is not handed out cannot be waited for.
+        // Space that is never allocated must not be waited for.
         let after = bench.pool("p").unwrap();
         assert!(!before.no_alloc_space && after.no_alloc_space);
         assert_eq!((before.allocated, before.devices.len()), (after.allocated, after.devices.len()));

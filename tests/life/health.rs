@@ -1,4 +1,4 @@
-//! Thin pools that are not well: the pool is restricted, shown with the reason, and healed by a stop and a start.
+//! Damaged thin pools: the pool is restricted, shows the reason, and a stop and a start repair it.
 
 use stratisd::{
     base::units::Sectors,
@@ -60,7 +60,7 @@ fn damaged_metadata_is_repaired_by_a_start() {
     bench.check_nothing_left("after the repair");
 }
 
-/// A killed thin_check led to a repair, as did one that could not be run, and the metadata was replaced.
+/// A killed or missing thin_check led to a repair, which replaced the metadata.
 #[test]
 fn only_errors_found_by_thin_check_cause_repairs() {
     let mut bench = machine();
@@ -68,7 +68,7 @@ fn only_errors_found_by_thin_check_cause_repairs() {
     for end in [ProgramEnd::Signal(9), ProgramEnd::NotRun, ProgramEnd::Status(1), ProgramEnd::Status(127)] {
         bench.stop_pool("p").unwrap();
         let before = support::disks::json_on(&bench.sim, "/dev/a");
-        // A check that ended without a verdict is tried once more.
+        // A thin_check without a verdict is retried once.
         bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
         bench.start_pool("p").unwrap();
         bench.stop_pool("p").unwrap();
@@ -91,7 +91,7 @@ fn only_errors_found_by_thin_check_cause_repairs() {
     bench.check_nothing_left("after checks without a verdict");
 }
 
-/// A disk that could not be read looked like damage.
+/// An unreadable disk was mistaken for damaged metadata.
 #[test]
 fn metadata_that_cannot_be_read_is_not_repaired() {
     let mut bench = machine();
@@ -107,7 +107,7 @@ fn metadata_that_cannot_be_read_is_not_repaired() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
 }
 
-/// The second repair would have been written over what the first one had kept.
+/// A second repair would have overwritten what the first had kept.
 #[test]
 fn a_repair_keeps_the_old_metadata_until_verified() {
     let mut bench = machine();
@@ -126,7 +126,7 @@ fn a_repair_keeps_the_old_metadata_until_verified() {
     assert_eq!(support::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
     bench.check_nothing_left("after the refusal");
 
-    // After a set-up that found it sound there is a repair again.
+    // After a set-up that found the metadata sound, repairs are possible again.
     let mut bench = machine();
     let pool = bench.id("p");
     let metadata = bench.sim.dm_node(&Role::ThinMeta.name(pool));
@@ -183,7 +183,8 @@ fn a_start_repairs_a_thin_pool_needing_check() {
     bench.check_nothing_left("after the start");
 }
 
-/// Found in review: its table was loaded again at each check, and space handed out to it that it could not use.
+/// Found in review: each check reloaded the table and allocated space that the thin pool could not
+/// use.
 #[test]
 fn a_read_only_thin_pool_is_not_retried() {
     let mut bench = Bench::start(Sim::builder().record().build());
@@ -191,7 +192,7 @@ fn a_read_only_thin_pool_is_not_retried() {
     bench.create_pool("p", &["/dev/small"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
     check(&mut bench);
-    // What is recorded for it is not taken by it before it fails.
+    // The thin pool fails before it takes the recorded space.
     let thin_pool = Role::ThinPool.name(bench.id("p"));
     let mapped = |bench: &Bench| bench.sim.dm_find(&thin_pool).unwrap().unwrap().table[0].length;
     let before = mapped(&bench);

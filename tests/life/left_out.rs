@@ -1,4 +1,5 @@
-//! Filesystems that are recorded but could not be set up: nothing may be done as if they were not there.
+//! Failed filesystems, which are recorded but could not be set up: no operation treats them as
+//! absent.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -26,7 +27,7 @@ fn with_snapshot() -> (Bench, FsUuid) {
     (bench, snapshot)
 }
 
-/// As [`with_snapshot`], after a boot at which the snapshot could not be set up.
+/// As [`with_snapshot`], after a boot at which setting up the snapshot failed.
 fn without_snapshot() -> (Bench, FsUuid) {
     let (bench, snapshot) = with_snapshot();
     let device = dm_names::filesystem(bench.id("p"), snapshot);
@@ -47,7 +48,8 @@ fn destroy(bench: &mut Bench, names: &[&str]) {
     bench.run(ops::destroy_filesystems(pool, doomed)).unwrap();
 }
 
-/// Found in review: the pool was taken for empty, and its destruction would have taken the data of what was left out along.
+/// Found in review: the pool counted as empty, and its destruction would have destroyed the data of
+/// failed filesystems.
 #[test]
 fn a_pool_with_failed_filesystems_is_not_destroyed() {
     let (mut bench, _) = without_snapshot();
@@ -57,7 +59,8 @@ fn a_pool_with_failed_filesystems_is_not_destroyed() {
     assert!(matches!(&error, Error::HasFailedFilesystems { filesystems, .. } if *filesystems == ["s"]), "{error:?}");
     assert!(error.sentence().contains("(s)") && error.sentence().contains("stop and start"), "{}", error.sentence());
     assert!(before.differences(&bench.sim.snapshot()).is_empty());
-    // As it says: a start brings it back, with what was in it, and then it can be destroyed.
+    // As the error says, a start brings the filesystem back with its contents; then it can be
+    // destroyed.
     bench.stop_pool("p").unwrap();
     bench.start_pool("p").unwrap();
     assert!(bench.pool("p").unwrap().failed_filesystems.is_empty());
@@ -98,7 +101,7 @@ fn the_origin_of_failed_filesystems_is_rewritten() {
     }
 }
 
-/// One that was up already with another table than is recorded, and mounted.
+/// A filesystem that was already active with another table than recorded, and mounted.
 #[test]
 fn a_mounted_failed_filesystem_prevents_the_stop() {
     let (bench, snapshot) = with_snapshot();

@@ -1,5 +1,5 @@
-//! A pool that runs low is dealt with at once, whatever becomes of the others: the watcher of device-mapper, the dispatcher,
-//! its workers and the engine together, on the simulated machine.
+//! A pool at its low-water mark grows at once, whatever other pools do: the watcher of
+//! device-mapper, the dispatcher, its workers and the engine together, on the simulated machine.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,7 +29,7 @@ use support::bench::{Bench, GIB, name};
 /// Only so that a lost event fails the test.
 const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;
-/// Blocks of a new pool's data, and of them those that may be free when it is to grow.
+/// Data blocks of a new pool, and how many of them are free when it is to grow.
 const DATA: u64 = 51_200;
 const LOW: u64 = 15_360;
 
@@ -46,7 +46,7 @@ fn pools() -> (Sim, [PoolUuid; 3], std::path::PathBuf) {
     (bench.sim.clone(), all.map(|(pool, _)| bench.id(pool)), node)
 }
 
-/// Waits until the pool shows that its thin pool has grown.
+/// Waits until the view shows that the thin pool has grown.
 fn wait_for_growth(updates: &Receiver<Update<()>>, pool: PoolUuid, before: Sectors) {
     loop {
         let update = updates.recv_timeout(HANG).expect("the pool should grow");
@@ -93,8 +93,8 @@ fn busy_pools_do_not_delay_another_pools_growth() {
         found += usize::from(update.reply.is_some());
     }
 
-    // One pool is held by a request that hangs in the kernel; another has more formats under way, all of them
-    // hanging, than there may be slow steps at once.
+    // A request for one pool hangs in the kernel. Another pool has more formats under way, all of
+    // them hanging, than slow steps may run at once.
     let kernel = sim.delay(CallKind::DmCreate, &format!("stratis-1-{}", held.simple()));
     let formats = sim.delay(CallKind::Run(Program::MkfsXfs), "/dev");
     let create = |pool, named: &str| {

@@ -1,6 +1,6 @@
-//! What a pool goes through: it runs full and grows, gets a cache and gives it up, is stopped and started, its filesystems are
-//! extended and reverted, its devices change, everything is read anew, its thin pool fails. On the simulated machine,
-//! chain by chain, and at the end on the bus.
+//! The life of a pool on the simulated machine: it runs full and grows, gets and loses a cache, is
+//! stopped and started, its filesystems are extended and reverted, its devices change, and its thin
+//! pool fails. Chains run step by step; `wire` does the same over the bus.
 
 // A test that cannot go on says where; clippy knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,4 @@
-//! Reverts: which may be scheduled, which are done when the pool is set up, and what is left of them
+//! Reverts: which may be scheduled, which happen when the pool is set up, and what remains of them
 //! (`docs/spec/engine/storage-stack.md` §9.6).
 
 use std::path::Path;
@@ -112,7 +112,7 @@ fn the_rules_of_scheduling() {
         true,
         |error| matches!(error, Error::SnapshotScheduled { snapshot, .. } if snapshot == "t"),
     );
-    // Of another origin: no objection.
+    // A snapshot of another origin may be scheduled.
     assert!(schedule(&mut bench, "r", true).unwrap());
     let unknown = "00000000-0000-4000-8000-000000000001".parse().unwrap();
     let error = bench.run(ops::schedule_revert(bench.id("p"), unknown, true)).unwrap_err();
@@ -194,7 +194,8 @@ fn a_daemon_that_finds_the_pool_up_waits() {
     assert_eq!(filesystems(&bench)[0], ("f".to_owned(), None, 2, false));
 }
 
-/// Lets records say that these are scheduled, starts the pool, and checks that nothing has been done.
+/// Marks these filesystems as scheduled on disk, starts the pool, and checks that nothing was
+/// reverted.
 fn nothing_is_done(bench: Bench, scheduled: &[&str]) -> Bench {
     scheduled.iter().for_each(|snapshot| change_record(&bench, snapshot, |record| record.merge = true));
     let count = filesystems(&bench).len();
@@ -214,13 +215,13 @@ fn nothing_is_done(bench: Bench, scheduled: &[&str]) -> Bench {
 fn what_is_ambiguous_is_not_done() {
     // Two snapshots of one origin.
     let mut bench = nothing_is_done(machine(MetadataVersion::V2), &["s", "r"]);
-    // Taking one of the orders back makes it clear.
+    // Cancelling one of the two makes the revert unambiguous.
     assert!(schedule(&mut bench, "r", false).unwrap());
     stop_and_start(&mut bench);
     assert_eq!(filesystems(&bench)[0], ("f".to_owned(), None, 2, false));
     // A chain.
     nothing_is_done(machine(MetadataVersion::V2), &["s", "t"]);
-    // Something that is no snapshot.
+    // A filesystem that is not a snapshot.
     nothing_is_done(machine(MetadataVersion::V2), &["other"]);
 }
 
@@ -312,8 +313,8 @@ fn status(bench: &Bench) -> PoolStatus {
     PoolStatus::parse(&text).unwrap()
 }
 
-/// The write of the XFS UUID waited for space that no check could give to a pool which was not in the table yet: for 60 s, and
-/// then the pool was restricted.
+/// Writing the XFS UUID waited for space that no check could allocate, because the pool was not in
+/// the table yet: for 60 s, after which the pool was restricted.
 #[test]
 fn a_full_pool_gets_space_before_a_revert() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
@@ -329,7 +330,7 @@ fn a_full_pool_gets_space_before_a_revert() {
     }
 }
 
-/// With nothing to give, the revert is done but for the XFS UUID, which follows when there is space.
+/// Without unallocated space the revert happens, and the XFS UUID follows when there is space.
 #[test]
 fn a_start_completes_a_revert_without_space() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {

@@ -1,5 +1,5 @@
-//! Sizes on record and in the kernel: which ones are refused, and what becomes of records that say another size than the
-//! kernel has, or can have.
+//! Recorded sizes and those in the kernel: which sizes are refused, and what happens to records
+//! that differ from the kernel or that it cannot carry out.
 
 use std::path::Path;
 
@@ -86,8 +86,8 @@ fn fill_and_check(bench: &mut Bench) -> Result<(), Error> {
     bench.run(ops::check_filesystems_now(bench.id("p")))
 }
 
-/// Such a limit was accepted and recorded, and the growth up to it refused by the kernel for ever: the filesystem could not be
-/// set up any more.
+/// Such a limit was accepted and recorded, and the kernel refused the growth up to it every time:
+/// the filesystem could not be set up any more.
 #[test]
 fn sizes_of_part_of_a_sector_are_refused() {
     let mut bench = machine(4096);
@@ -125,7 +125,7 @@ fn growth_to_an_odd_limit_ends_sector_aligned() {
     assert_eq!(sizes(&bench), [Sectors(ODD.0 - 1); 4]);
 }
 
-/// The filesystem could neither be used, nor mended, nor destroyed.
+/// The filesystem could not be used, repaired or destroyed.
 #[test]
 fn an_impossible_recorded_size_is_corrected() {
     let bench = machine(4096);
@@ -136,7 +136,8 @@ fn an_impossible_recorded_size_is_corrected() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
 }
 
-/// The record stayed ahead of the kernel for good, so that the filesystem could not be set up any more.
+/// The recorded size stayed larger than the kernel's, so the filesystem could not be set up any
+/// more.
 #[test]
 fn a_refused_extension_leaves_the_former_record() {
     let mut bench = machine(512);
@@ -144,7 +145,7 @@ fn a_refused_extension_leaves_the_former_record() {
     bench.sim.faults().refuse_next(CallKind::DmLoad, &device);
     assert!(fill_and_check(&mut bench).is_err_and(|error| error.is_refusal()));
     assert_eq!(sizes(&bench), [GIB; 4]);
-    // A failure that passes is not a reason to go back.
+    // A transient failure does not undo the growth.
     bench.sim.faults().fail_next(CallKind::DmLoad, &device);
     bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap_err();
     assert_eq!(sizes(&bench), [Sectors(2 * GIB.0), Sectors(2 * GIB.0), GIB, GIB]);
@@ -152,8 +153,8 @@ fn a_refused_extension_leaves_the_former_record() {
     assert_eq!(sizes(&bench), [Sectors(2 * GIB.0); 4]);
 }
 
-/// Another daemon extends device and XFS first and writes the record last. Such a device was called one of another table, and
-/// its filesystem left out.
+/// Another daemon extends the device and the XFS first and writes the record last. Such a device
+/// counted as one with a foreign table, and its filesystem failed.
 #[test]
 fn a_device_larger_than_its_record_is_adopted() {
     let bench = machine(512);
@@ -162,7 +163,7 @@ fn a_device_larger_than_its_record_is_adopted() {
     assert_eq!(sizes(&bench), [Sectors(2 * GIB.0), Sectors(2 * GIB.0), Sectors(2 * GIB.0), GIB]);
 }
 
-/// The same, and the machine was switched off before that daemon came to write the record.
+/// The same, with a power cut before the other daemon wrote the record.
 #[test]
 fn an_xfs_larger_than_its_record_fits_again() {
     let bench = machine(512);
@@ -178,7 +179,8 @@ fn an_xfs_larger_than_its_record_fits_again() {
     bench.mount("p", "f");
 }
 
-/// Only blocks past the recorded end tell that the XFS has grown: its superblock may be in its log alone.
+/// Only blocks past the recorded end show that the XFS has grown: its superblock may be in the log
+/// only.
 #[test]
 fn blocks_past_the_recorded_end_are_kept() {
     let bench = machine(512);
@@ -199,7 +201,7 @@ fn data_sizes(bench: &Bench) -> (Sectors, Sectors) {
     (device, bench.pool("p").unwrap().allocated)
 }
 
-/// The record stayed ahead of the kernel for good, and each check failed with the same refusal.
+/// The recorded size stayed larger than the kernel's, and each check failed with the same refusal.
 #[test]
 fn a_refused_thin_pool_growth_is_undone() {
     let mut bench = machine(512);
@@ -208,7 +210,7 @@ fn a_refused_thin_pool_growth_is_undone() {
     bench.sim.faults().refuse_next(CallKind::DmLoad, "originsub");
     assert!(bench.run(ops::check_now(bench.id("p"))).is_err_and(|error| error.is_refusal()));
     assert_eq!(data_sizes(&bench), before);
-    // The kernel is not asked for the same again.
+    // The same request is not repeated.
     let steps = bench.sim.flush_waits();
     bench.run(ops::check_now(bench.id("p"))).unwrap();
     assert_eq!((data_sizes(&bench), bench.sim.flush_waits()), (before, steps));
@@ -219,7 +221,7 @@ fn a_refused_thin_pool_growth_is_undone() {
     assert_eq!(bench.pool("p").unwrap().filesystems.len(), 2);
 }
 
-/// Space past the end of a device that had shrunk was handed out, of which the kernel makes no table.
+/// Space past the end of a shrunken device was allocated; the kernel accepts no table for it.
 #[test]
 fn lost_space_is_not_handed_out() {
     let mut bench = machine(512);

@@ -1,4 +1,5 @@
-//! Snapshots of origins that have crashed or whose pool is full, and programs that end well and have done nothing.
+//! Snapshots of origins that crashed or whose pool is full, and programs that exit with 0 without
+//! having done anything.
 
 use std::{path::Path, time::Duration};
 
@@ -25,7 +26,7 @@ fn snapshot(bench: &mut Bench, origin: &str, to: &str) -> Result<Option<FsUuid>>
     bench.run(ops::snapshot_filesystem(bench.id("p"), origin, name(to)))
 }
 
-/// Each filesystem has an XFS of its own UUID, and so a link.
+/// Checks that each XFS has the UUID of its filesystem, and so a link.
 fn expect_identities(bench: &Bench, expected: &[&str]) {
     let pool = bench.pool("p").unwrap();
     let mut names: Vec<&str> = pool.filesystems.values().map(|filesystem| filesystem.name.as_str()).collect();
@@ -38,7 +39,7 @@ fn expect_identities(bench: &Bench, expected: &[&str]) {
     }
 }
 
-/// xfs_db left the origin's UUID in it, and ended with status 0: the snapshot never had a link.
+/// xfs_db kept the origin's UUID and exited with 0: the snapshot never had a link.
 #[test]
 fn a_snapshot_of_a_crashed_origin_is_itself() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
@@ -54,7 +55,7 @@ fn a_snapshot_of_a_crashed_origin_is_itself() {
     }
 }
 
-/// As there: the filesystem that was reverted kept the UUID of its snapshot, and had no link.
+/// The same for a revert: the filesystem kept the UUID of its snapshot and had no link.
 #[test]
 fn reverting_to_a_crashed_snapshot_keeps_the_identity() {
     let mut bench = machine(MetadataVersion::V2);
@@ -107,7 +108,8 @@ fn fill(sim: &Sim, thin_pool: &str, node: &Path) -> stratisd::platform::Result<(
     sim.write(node, &writes)
 }
 
-/// The suspend waited for the writes, the writes for space, and the check that would have found it for the snapshot: 63 s.
+/// The suspend waited for the writes, the writes for space, and the check that would have found
+/// space for the snapshot: 63 s.
 #[test]
 fn a_full_pool_gets_space_before_a_snapshot() {
     let mut bench = unchecked(60 * GIB.0);
@@ -139,7 +141,7 @@ fn a_full_pool_without_space_refuses_a_snapshot() {
     expect_identities(&bench, &["f", "s"]);
 }
 
-/// An origin that cannot be held still goes on, and nothing of the snapshot counts.
+/// If the origin cannot be suspended, it keeps running and the snapshot is not made.
 #[test]
 fn an_origin_that_cannot_be_suspended_goes_on() {
     let mut bench = machine(MetadataVersion::V2);

@@ -1,4 +1,5 @@
-//! Thin pools without metadata space: no damage, given more where there is any, and restricted only until then.
+//! Thin pools without metadata space: they are not damaged, get more where space exists, and are
+//! restricted only until then.
 
 use std::path::Path;
 
@@ -72,7 +73,8 @@ fn expect_restricted(bench: &mut Bench) {
     assert!(matches!(error, Error::MetadataExhausted { .. }), "{error:?}");
 }
 
-/// Read-only for want of metadata space was taken for damage: the check did not grow it, and only a stop set it free.
+/// A pool that was read-only for lack of metadata space counted as damaged: the check did not
+/// extend the metadata, and only a stop freed it.
 #[test]
 fn the_check_extends_metadata_where_space_exists() {
     let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(100 * GIB.0)).build());
@@ -94,7 +96,7 @@ fn expect_free_after_reboot(bench: Bench) {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7);
 }
 
-/// A disk was refused because the pool was restricted, which the disk would have ended.
+/// Adding a disk, which would have ended the restriction, was refused because of it.
 #[test]
 fn a_disk_ends_the_restriction() {
     let mut bench = small();
@@ -119,7 +121,7 @@ fn a_grown_device_ends_the_restriction() {
     expect_free(&mut bench, "after the device has grown");
 }
 
-/// The kernel refuses a deletion in this state, until the pool's table has been loaded anew.
+/// The kernel refuses deletions in this state until the table of the thin pool is reloaded.
 #[test]
 fn a_destroyed_filesystem_ends_the_restriction() {
     let mut bench = small();
@@ -145,7 +147,7 @@ fn a_restarted_daemon_accepts_a_disk_too() {
     expect_free(&mut bench, "after a disk was added");
 }
 
-/// How much metadata there has to be follows from the size of the pool.
+/// The amount of metadata follows from the size of the pool.
 #[test]
 fn metadata_grows_with_its_pool() {
     let mut bench = small();
@@ -168,14 +170,15 @@ fn metadata_grows_with_its_pool() {
     );
 }
 
-/// The thin device of a filesystem in the making could not be deleted again, and the pool was restricted for ever.
+/// The thin device of an unfinished filesystem could not be deleted, and the pool was restricted
+/// forever.
 #[test]
 fn a_creation_without_metadata_space_leaves_nothing() {
     let mut bench = small();
     for free in 0..3 {
         bench.sim.take_metadata(&Role::ThinPool.name(bench.id("p")), free).unwrap();
         bench.create_filesystems("p", &["more"]).unwrap_err();
-        // That metadata cannot grow is told once.
+        // The log says only once that metadata cannot grow.
         let _ = check(&mut bench);
         bench.check_nothing_left(&format!("with {free} blocks"));
     }
@@ -183,7 +186,7 @@ fn a_creation_without_metadata_space_leaves_nothing() {
     expect_free(&mut bench, "after a disk was added");
 }
 
-/// What is damaged stays restricted, whatever space there is.
+/// A damaged pool stays restricted, whatever space there is.
 #[test]
 fn damage_is_not_ended_by_space() {
     let mut bench = small();

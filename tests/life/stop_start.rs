@@ -1,4 +1,4 @@
-//! Stopping and starting, also what was not wholly taken down, and what cannot be started.
+//! Pools are stopped and started, also those that were only partly taken down or cannot be started.
 
 use std::path::Path;
 
@@ -114,7 +114,7 @@ fn a_filesystem_in_use_keeps_the_pool_running() {
     assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Done(_)));
 }
 
-/// A pool that was stopped while its lowest device was in use.
+/// A pool whose lowest device was in use during the stop.
 fn partly_stopped() -> Bench {
     let mut bench = machine();
     let uuid = bench.id("p");
@@ -296,7 +296,7 @@ fn a_device_that_cannot_be_read_stays_known() {
         bench.run(ops::device_event(event));
     }
     assert_eq!(bench.stopped().list(), before);
-    // What has gone is forgotten all the same.
+    // Devices that have vanished are forgotten nevertheless.
     bench.sim.pull_disk(Path::new("/dev/a")).unwrap();
     bench.sim.faults().clear();
     bench.run(ops::refresh()).unwrap();
@@ -318,7 +318,7 @@ fn a_pool_that_lacks_a_device_says_so() {
     assert!(matches!(&error, Error::DevicesMissing { missing, total: 2, .. } if missing.len() == 1), "{error:?}");
 }
 
-/// Why the one pool that does not run does not.
+/// The reason why the only stopped pool is stopped.
 fn reason(bench: &Bench) -> String {
     let stopped = bench.stopped();
     assert_eq!(stopped.list().len(), 1, "{stopped:?}");
@@ -370,7 +370,7 @@ fn a_pool_of_unknown_name_makes_names_ambiguous() {
     bench.run(ops::init_cache(pool, vec!["/dev/fast".into()])).unwrap();
     bench.sim.cut_power();
     bench.sim.power_on();
-    // What is left holds no name.
+    // The leftovers hold no name.
     bench.sim.pull_disk(Path::new("/dev/a")).unwrap();
     let mut bench = Bench::start(bench.sim);
     for error in [bench.start_pool("p").unwrap_err(), bench.stop_pool("p").unwrap_err()] {

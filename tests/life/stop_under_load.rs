@@ -1,4 +1,5 @@
-//! The daemon is told to stop while much is under way: everybody is told something, and what was told is so.
+//! The daemon stops while many requests are under way: every caller gets an answer, and every
+//! answer is true.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ use support::bench::{Bench, GIB, name};
 const HANG: Duration = Duration::from_secs(60);
 const CREATIONS: usize = 200;
 
-/// What became of a creation.
+/// The outcome of a creation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Told {
     Found,
@@ -35,7 +36,7 @@ enum Told {
     Refused(usize, String),
 }
 
-/// All of them wanted to be formatted before the daemon would end, which gave up after a minute and had told nobody anything.
+/// The daemon waited for all formats, gave up after a minute, and had answered nobody.
 #[test]
 fn a_stop_completes_begun_creations_and_refuses_others() {
     let mut bench = Bench::start(Sim::builder().build());

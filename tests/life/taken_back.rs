@@ -1,4 +1,4 @@
-//! Operations that fail, and of which taking them back fails, too: what the next daemon finds is the state before or after.
+//! Operations fail, and their undo fails too: the next daemon finds the state before or after.
 
 use std::path::Path;
 
@@ -55,8 +55,9 @@ fn strike_twice(prepare: impl Fn() -> Bench, act: fn(&mut Bench) -> Result<()>, 
     }
 }
 
-/// Found in review: the smaller size was recorded on the device again under metadata that may have been the new one, with
-/// space reserved past that size; the pool could not be set up any more.
+/// Found in review: the smaller size was recorded on the device again, under metadata that could
+/// already be the new one with space reserved past that size. The pool could not be set up any
+/// more.
 #[test]
 fn a_possibly_grown_device_stays_in_its_pool() {
     for version in BOTH {
@@ -78,8 +79,8 @@ fn a_possibly_grown_device_stays_in_its_pool() {
     }
 }
 
-/// Found in review: what a failed start wrote back was the record without the cache, so the cache was given up, or its devices
-/// stood in the way of the pool.
+/// Found in review: a failed start wrote back the record without the cache, so the cache was given
+/// up or its devices blocked the pool.
 #[test]
 fn a_cache_whose_removal_fails_is_kept() {
     for version in BOTH {
@@ -106,7 +107,7 @@ fn the_journal_names_a_thin_device_that_stays() {
     let mut bench = one_disk(MetadataVersion::V2);
     let faults = bench.sim.faults();
     faults.fail_next(CallKind::Run(Program::MkfsXfs), "uuid=");
-    // As often as its removal is tried.
+    // As many times as the removal is attempted.
     (0..2).for_each(|_| faults.fail_next(CallKind::DmRemove, "-thin-fs-"));
     let error = bench.create_filesystems("p", &["g"]).unwrap_err();
     assert_eq!(error.leaves(), Availability::NoRequests, "{}", error.sentence());
@@ -196,7 +197,7 @@ fn a_record_on_new_devices_only_decides_nothing() {
     }
 }
 
-/// An unsure record restricted the pool until it was stopped and started.
+/// An unsure record restricted the pool until a stop and a start.
 #[test]
 fn the_check_resolves_an_unsure_record() {
     type Act = fn(&mut Bench) -> Result<()>;

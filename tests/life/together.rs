@@ -1,5 +1,5 @@
-//! Stops, starts and refreshes beside other requests: in every order that a seed gives, each comes to its end, and the
-//! outcome is that of one after the other.
+//! Stops, starts and refreshes run concurrently with other requests: in every order that a seed
+//! gives, each ends, and the outcome is that of some sequence.
 
 use stratisd::{
     base::{name::Name, pool_ref::PoolRef},
@@ -121,7 +121,7 @@ fn whatever_comes_together_comes_to_its_end() {
         assert!(stopped.list().iter().all(|pool| !pool.partial), "seed {seed}:\n{history}");
         all.bench.check_nothing_left(&history);
         if stopped.list().is_empty() {
-            // Everything that was answered is there.
+            // Everything that a reply confirmed exists.
             let expected = if results[3] == Ok(true) { 2 } else { 1 };
             assert_eq!(all.bench.pool("p").unwrap().filesystems.len(), expected, "seed {seed}:\n{history}");
         }

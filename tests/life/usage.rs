@@ -9,7 +9,7 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB, name};
 
-/// What a check would change of what is shown is out of date.
+/// Checks that a check would not change anything that is shown.
 fn is_up_to_date(bench: &mut Bench, after: &str) {
     let before = bench.pool("p").unwrap();
     bench.check_pools();
@@ -43,7 +43,7 @@ fn used_space_is_that_after_the_change() {
     bench.create_filesystems("p", &["f", "g"]).unwrap();
     assert!(used(&bench) > empty);
     is_up_to_date(&mut bench, "the creation of filesystems");
-    // What a snapshot writes out is the origin's.
+    // What the snapshot writes back belongs to the origin.
     bench.mark("p", "f", 1);
     let origin = bench.filesystem("p", "f");
     bench.run(ops::snapshot_filesystem(pool, origin, name("s"))).unwrap();
@@ -82,7 +82,7 @@ fn used_space_is_that_after_the_change() {
     is_up_to_date(&mut bench, "a refresh");
 }
 
-/// A snapshot that was put in the place of its origin, and one that was destroyed.
+/// A snapshot that replaced its origin, and a destroyed one.
 #[test]
 fn used_space_is_that_after_reverts_and_destructions() {
     let mut bench = Bench::with_two_filesystems();

@@ -84,7 +84,7 @@ fn a_pool_survives_its_lost_cache() {
         assert!(matches!(error, Error::DevicesMissing { .. }), "{error:?}");
         assert!(start(&mut bench, CacheTier::Drop).unwrap().is_some());
         check_without(&mut bench);
-        // If it is found again one day, it is nobody's.
+        // If the cache device reappears, it belongs to no pool.
         bench.sim.add_disk(Path::new("/dev/fast"), FAST).unwrap();
         assert!(start(&mut bench, CacheTier::Drop).unwrap().is_none(), "it runs already");
     }
@@ -95,7 +95,7 @@ fn an_unwiped_cache_blocks_nothing() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = stopped_with_cache(version);
         let wiping = bench.sim.steps() + first_step_of_wiping(version);
-        // It is tried twice.
+        // Two attempts are made.
         bench.sim.faults().fail_at(wiping);
         bench.sim.faults().fail_at(wiping + 1);
         assert!(start(&mut bench, CacheTier::Drop).unwrap().is_some());

@@ -1,4 +1,4 @@
-//! Ways to unlock a pool come and go.
+//! Bindings are added, changed and removed.
 
 use stratisd::{
     engine::{
@@ -62,7 +62,7 @@ fn a_new_key_replaces_the_old() {
     }
 }
 
-/// What opens the pool is known as soon as it has changed, also that the former keyslot is gone.
+/// The view shows a changed binding at once, and the former keyslot is gone.
 #[test]
 fn a_replaced_key_serves_all_later_operations() {
     for version in VERSIONS {
@@ -85,8 +85,8 @@ fn a_replaced_key_serves_all_later_operations() {
     }
 }
 
-/// The record of a pool tells of what unlocks it while it is stopped. A change that is cut short between the record and the
-/// header leaves them to be made agree by the next set-up.
+/// The pool metadata says how a stopped pool is unlocked. If a change is interrupted between the
+/// metadata and the LUKS2 header, the next set-up makes them agree.
 #[test]
 fn the_recorded_bindings_survive_kills() {
     let unbind = |bench: &mut Bench, kind: Kind| {
@@ -118,7 +118,8 @@ fn the_recorded_bindings_survive_kills() {
     assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
 }
 
-/// Found in review: an unbind that could not be recorded was taken back, for which the key of what was unbound is needed.
+/// Found in review: undoing an unbind that could not be recorded needed the key of the removed
+/// binding.
 #[test]
 fn a_failed_unbind_needs_no_removed_key() {
     for version in VERSIONS {
@@ -155,8 +156,8 @@ fn a_failed_unbind_needs_no_removed_key() {
     }
 }
 
-/// Found in review: the former passphrase was destroyed on those devices that had the new one, although the others did not, so
-/// that nothing opened all of them any more.
+/// Found in review: the former passphrase was removed from the devices that had the new one
+/// although others did not have it yet. Nothing unlocked all devices any more.
 #[test]
 fn a_failed_rebind_locks_nobody_out() {
     for version in VERSIONS {

@@ -1,4 +1,5 @@
-//! Encrypted pools are destroyed: nothing of them is up, and their devices can be used anew.
+//! Encrypted pools are destroyed: no device of them stays active, and their disks can be used
+//! again.
 
 use stratisd::{
     base::pool_ref::PoolRef,
@@ -14,14 +15,14 @@ use support::{
     keys::{by_key, create, machine},
 };
 
-/// More attempts than are made.
+/// More than the number of attempts.
 const FOR_LONG: u32 = 1000;
 
 fn create_another(bench: &mut Bench) -> bool {
     create(bench, MetadataVersion::V2, "q", &["/dev/a", "/dev/b"], vec![]).is_ok()
 }
 
-/// What cannot be taken down any more keeps the devices from being wiped, but not the pool from being no more.
+/// A device in use cannot be wiped, but the pool is destroyed nevertheless.
 #[test]
 fn a_held_device_is_wiped_after_its_release() {
     for again in ["a stop", "another daemon"] {

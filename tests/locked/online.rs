@@ -1,4 +1,5 @@
-//! All data of a running pool is encrypted, re-encrypted, decrypted, and nobody who uses the pool notices.
+//! Re-encryption jobs: all data of a running pool is encrypted, re-encrypted or decrypted, and
+//! nobody who uses the pool notices.
 
 use stratisd::{
     engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
@@ -10,7 +11,7 @@ use support::{
     keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},
 };
 
-/// A pool in the clear with marks in two filesystems.
+/// An unencrypted pool with marks in two filesystems.
 fn clear() -> Bench {
     let mut bench = machine();
     create(&mut bench, MetadataVersion::V2, "p", &["/dev/a", "/dev/b"], vec![]).unwrap();
@@ -121,7 +122,8 @@ fn cap(bench: &Bench) -> String {
     stratisd::engine::dm_names::Role::Cache.name(bench.id("p"))
 }
 
-/// A save of pool metadata that chooses goes to ten devices. A device of the pool that says otherwise would do harm here.
+/// A partial save of the pool metadata covers ten devices. A device of the pool with another state
+/// would do harm here.
 #[test]
 fn every_device_records_whether_it_is_encrypted() {
     let paths: Vec<String> = (10..34).map(|number| format!("/dev/d{number}")).collect();

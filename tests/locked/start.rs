@@ -1,4 +1,5 @@
-//! Encrypted pools come and go: by each mechanism, with wrong and missing keys, after a restart of the daemon and of the machine.
+//! Encrypted pools are started and stopped: by each unlock method, with wrong and missing keys,
+//! after a restart of the daemon and of the machine.
 
 use std::path::Path;
 
@@ -153,8 +154,8 @@ fn a_destroyed_pool_opens_no_more() {
     }
 }
 
-/// Found in review: the volume key of an adopted pool was looked for while the pool was held, and who asked for it waited.
-/// The bench sees to it that nothing of the kind is done under a lock.
+/// Found in review: the search for the volume key of an adopted pool held the pool's lock, and its
+/// caller waited. The bench fails if anything slow runs under a lock.
 #[test]
 fn a_refresh_finds_the_volume_key() {
     for by in ["a key", "Clevis"] {
@@ -166,7 +167,7 @@ fn a_refresh_finds_the_volume_key() {
         let mut bench = Bench::start(bench.sim);
         bench.run(ops::refresh()).unwrap();
         assert!(!bench.pool("p").unwrap().volume_key_loaded, "{by}: nothing opens it");
-        // By another than the daemon.
+        // Another program has unlocked it.
         bench.sim.key_set("stratis-1-key-k", &secret("secret of k")).unwrap();
         bench.sim.set_all_tang(None);
         bench.run(ops::refresh()).unwrap();
@@ -175,10 +176,10 @@ fn a_refresh_finds_the_volume_key() {
     }
 }
 
-/// Found by kills at every step: the daemon was killed while it made the thin pool of a pool without
-/// its cache. A start with the cache moved the pool to the cache, and suspended the thin pool that
-/// had no table yet: the kernel does not resume such a device. What is up stays up at the next start
-/// of the daemon if somebody has closed a LUKS device meanwhile.
+/// Found by kills at every step: the daemon was killed while it made the thin pool of a pool
+/// without its cache. A start with the cache moved the pool to the cache and suspended a thin pool
+/// that had no table yet; the kernel does not resume such a device. Active devices stay active at
+/// the next start of the daemon if somebody has closed a LUKS device meanwhile.
 #[test]
 fn an_interrupted_cacheless_start_may_use_the_cache() {
     let stopped = || {
@@ -223,7 +224,8 @@ fn an_interrupted_cacheless_start_may_use_the_cache() {
     assert!(bare > 0, "the thin pool never had no table");
 }
 
-/// The containers of a cache that was to be given up were closed before that was recorded, and could not be marked as given up.
+/// The LUKS devices of a cache were closed before the metadata dropped the cache, so they could not
+/// be marked as dropped.
 #[test]
 fn cache_devices_stay_open_until_dropped_on_record() {
     let mut bench = machine();
@@ -234,7 +236,7 @@ fn cache_devices_stay_open_until_dropped_on_record() {
     bench.stop_pool("p").unwrap();
     bench.sim.faults().cut_power_at_next(CallKind::DmRemove, &dm_names::opened_device(cache));
     let without = ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::any(), CacheTier::Drop);
-    // Whether it is told of that or not: the record is written by then.
+    // Whatever the result, the metadata has been written.
     drop(bench.run(without));
     assert!(bench.sim.dm_list().is_err(), "the power is off");
     let mut bench = bench.reboot();

@@ -1,5 +1,5 @@
-//! Changes of what opens a pool beside others that rely on it: in every order that a seed gives, the outcome is that of one after
-//! the other.
+//! Bindings change while other requests rely on them: in every order that a seed gives, the outcome
+//! is that of some sequence.
 
 use std::{
     path::{Path, PathBuf},
@@ -70,7 +70,7 @@ const CHANGES: [Change; 5] = [
     },
 ];
 
-/// Otherwise the passphrase that opens the new device would not be the one that opens the others.
+/// Otherwise the new device would have another passphrase than the others.
 #[test]
 fn no_device_is_added_with_another_key() {
     let mut bench = machine();
@@ -84,7 +84,7 @@ fn no_device_is_added_with_another_key() {
     assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
 }
 
-/// All that a closed container says of the name of its pool is in its token.
+/// A closed LUKS device has the name of its pool in its token only.
 #[test]
 fn a_closed_renamed_pool_shows_its_new_name() {
     let mut bench = machine();
@@ -98,7 +98,8 @@ fn a_closed_renamed_pool_shows_its_new_name() {
     assert!(start(&mut bench, "q", Some(UnlockMethod::Any), None).unwrap());
 }
 
-/// Each device of a version 1 pool has a header of its own: one that joins must be bound as the others are in the end.
+/// Each device of a version 1 pool has its own LUKS2 header: an added device must end with the
+/// bindings of the others.
 #[test]
 fn added_devices_get_the_final_bindings() {
     for change in &CHANGES {
@@ -141,7 +142,7 @@ fn added_devices_get_the_final_bindings() {
     }
 }
 
-/// Runs a chain of which the parts that may run side by side have a thread each.
+/// Runs a chain; each part of a parallel step gets its own thread.
 fn run_at_once<T>(bench: &mut Bench, mut next: Step<T>) -> T {
     loop {
         next = match next {
@@ -165,7 +166,8 @@ fn run_at_once<T>(bench: &mut Bench, mut next: Step<T>) -> T {
     }
 }
 
-/// Each was made when the one before had been: a second or more of key derivation for each of two hundred devices.
+/// The devices were formatted one after the other, with a second or more of key derivation for each
+/// of two hundred.
 #[test]
 fn containers_of_devices_are_made_side_by_side() {
     const HANG: Duration = Duration::from_secs(60);
@@ -198,7 +200,7 @@ fn containers_of_devices_are_made_side_by_side() {
         assert_eq!(added.len(), 2);
     });
     bench.check_nothing_left("with five devices");
-    // One that cannot be made takes the others with it.
+    // If one device fails, all fail.
     bench.sim.faults().fail_next(CallKind::Luks(LuksCall::Format), "/dev/g");
     let more = ["/dev/f", "/dev/g", "/dev/h"].map(PathBuf::from).to_vec();
     bench.run(ops::add_data_devices(bench.id("p"), more)).unwrap_err();

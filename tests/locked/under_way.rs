@@ -1,5 +1,5 @@
-//! While all data of a pool is being worked on: what others may do meanwhile, and how the work is interrupted, halted and gone
-//! on with.
+//! During a re-encryption job: what other requests may do, and how the job is interrupted, fails
+//! and resumes.
 
 use std::{path::Path, time::Duration};
 
@@ -31,10 +31,10 @@ const V1: MetadataVersion = MetadataVersion::V1;
 const V2: MetadataVersion = MetadataVersion::V2;
 const URL: &str = "http://tang";
 const SMALL: &str = "/dev/small";
-/// Enough for a thread to be scheduled; nothing takes as long.
+/// Longest wait for a thread to run.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Every work, and the version of a pool that it is done with.
+/// Every job, and the metadata version of its pool.
 const WORKS: [(ReencryptionMode, MetadataVersion); 4] = [
     (ReencryptionMode::Encrypt, V2),
     (ReencryptionMode::Reencrypt, V2),
@@ -42,7 +42,7 @@ const WORKS: [(ReencryptionMode, MetadataVersion); 4] = [
     (ReencryptionMode::Decrypt, V2),
 ];
 
-/// A pool with a mark in a filesystem, encrypted or not, as is needed for a work.
+/// A pool with a mark in a filesystem, encrypted if the job needs that.
 fn pool(sim: Sim, work: ReencryptionMode, version: MetadataVersion) -> Bench {
     let mut bench = Bench::start(sim);
     set_key(&mut bench, "k", "secret of k");
@@ -66,7 +66,7 @@ fn ask(bench: &Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     }
 }
 
-/// The chain up to a step that is as it is said; gives the rest.
+/// Runs the chain up to a matching step and returns the rest.
 fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step<T>> {
     if is_meant(&next) {
         return Step::Done(next);
@@ -88,7 +88,7 @@ fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step
     }
 }
 
-/// A work up to the step that takes hours.
+/// A job up to its slow step.
 fn begun(bench: &mut Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     let asked = ask(bench, work);
     let rest = bench.run(until(asked, |next| matches!(next, Step::Background(_))));
@@ -96,14 +96,14 @@ fn begun(bench: &mut Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     rest
 }
 
-/// Another request up to where it waits for the work to stop.
+/// Runs another request until it waits for the job to stop.
 fn waiting<T: 'static>(bench: &mut Bench, asked: Step<T>) -> Step<T> {
     let rest = bench.run(until(asked, |next| matches!(next, Step::Parked(..))));
     let Step::Parked(_, rest) = rest else { panic!("it does not wait") };
     *rest
 }
 
-/// The work of hours, without what follows.
+/// The slow step of the job, without what follows.
 fn long<T>(engine: &Engine, next: Step<T>) -> Step<T> {
     let Step::Background(step) = next else { panic!("it is a step that takes hours") };
     step(engine)
@@ -118,7 +118,7 @@ fn device_at(bench: &Bench, path: &str) -> stratisd::base::ids::DevUuid {
     pool.devices.values().find(|device| device.physical == Path::new(path)).unwrap().uuid
 }
 
-/// Recorded size of the small device in GiB, and its new size, what it lies in not counted.
+/// Recorded size of the small device in GiB, and its new size, both without the LUKS2 header.
 fn sizes(bench: &Bench) -> (u64, Option<u64>) {
     let pool = bench.pool("p").unwrap();
     let device = &pool.devices[&device_at(bench, SMALL)];
@@ -140,14 +140,15 @@ fn is_done(bench: &Bench, work: ReencryptionMode) -> bool {
     }
 }
 
-/// Found in review: events of devices that say they are the pool's waited for the end of the work. None may: nobody could be told
-/// of them for hours. (A chain that waits makes the bench panic.)
+/// Found in review: events of devices that claim to belong to the pool waited for the end of the
+/// job. None may wait, or no event would be handled for hours. (A chain that waits makes the bench
+/// panic.)
 #[test]
 fn device_events_do_not_wait_for_a_job() {
     for (work, version) in WORKS {
         let mut bench = pool(Sim::builder().build(), work, version);
         let at = format!("{work:?} {version:?}");
-        // What nobody has taken in, and says that it is the pool's.
+        // A device that claims to belong to the pool and was never added.
         let copy = bench.sim.durable(Path::new(SMALL), 0..20 << 20);
         let rest = begun(&mut bench, work);
         bench.sim.add_disk(Path::new("/dev/clone"), Sectors(4 * GIB.0)).unwrap();
@@ -170,7 +171,7 @@ fn device_events_do_not_wait_for_a_job() {
     }
 }
 
-/// A device that became larger, or was added, can be used with the volume key that is new.
+/// A grown or added device can be used with the new volume key.
 #[test]
 fn a_reencrypted_pool_takes_devices_and_grows() {
     for version in [V1, V2] {
@@ -198,7 +199,7 @@ fn a_reencrypted_pool_takes_devices_and_grows() {
     }
 }
 
-/// What would change containers, or what they lie on.
+/// Requests that would change LUKS devices or the devices below them.
 fn other_requests(bench: &Bench) -> Vec<(&'static str, Step<Result<()>>)> {
     let pool = bench.id("p");
     let unit = |chain: Step<Result<bool>>| chain.map(|result| result.map(drop));
@@ -241,7 +242,7 @@ fn requests_during_a_job_are_refused_at_once() {
                 ("bind" | "unbind" | "rebind", ReencryptionMode::Decrypt, _) => {
                     matches!(done, Err(Error::NothingToOpen { .. }))
                 }
-                // Another cannot be in its place.
+                // No other device can replace it.
                 ("bind", _, V1) => true,
                 _ => done.is_ok(),
             };
@@ -250,8 +251,8 @@ fn requests_during_a_job_are_refused_at_once() {
     }
 }
 
-/// Who stops the pool just then finds it as it was, and so does the next start. Of an encryption the container is there already,
-/// and it goes on.
+/// A stop at this moment finds the pool as it was, and so does the next start. An encryption has
+/// formatted its LUKS device already and resumes.
 #[test]
 fn a_work_can_be_interrupted_before_it_begins() {
     for (work, version) in WORKS {
@@ -287,7 +288,8 @@ fn a_work_can_be_interrupted_before_it_begins() {
     }
 }
 
-/// A work up to the moment between two devices, where another request wants the pool to itself. Gives what is left of both.
+/// A job stopped between two devices, where another request wants the pool to itself. Returns the
+/// rest of both.
 fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Step<T>) -> (Step<T>, Step<Result<bool>>) {
     let devices: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
     let rest = begun(bench, ReencryptionMode::Reencrypt);
@@ -304,7 +306,8 @@ fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Step<T>) -> 
     })
 }
 
-/// Found in review: it was said that nothing had changed, when one of two devices had its new volume key already.
+/// Found in review: the error said that nothing had changed although one of two devices had its new
+/// volume key already.
 #[test]
 fn a_job_interrupted_between_devices_has_begun() {
     for by in ["a stop", "a new look"] {
@@ -337,7 +340,7 @@ fn a_job_interrupted_between_devices_has_begun() {
     }
 }
 
-/// What the containers of the pool lie on.
+/// The devices below the LUKS devices of the pool.
 fn containers(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf> {
     match version {
         V1 => vec![SMALL.into(), "/dev/b".into()],
@@ -345,7 +348,7 @@ fn containers(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf
     }
 }
 
-/// A work that was cut short in its very first part: the data is not as before any more, and no byte counts as done.
+/// A job interrupted in its first hot zone: data has changed, and no byte counts as done.
 #[test]
 fn a_job_killed_in_its_first_part_resumes() {
     for (work, version) in WORKS {
@@ -364,7 +367,7 @@ fn a_job_killed_in_its_first_part_resumes() {
         });
         let at = format!("{work:?} {version:?}");
         let bench = found.unwrap_or_else(|| panic!("{at}: no step leaves the first part hot"));
-        // By one who finds it open, and by one who has to open it.
+        // By a daemon that finds it unlocked, and by one that must unlock it.
         let disks = bench.sim.clone();
         let mut bench = Bench::start(disks);
         assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().reencryption);
@@ -378,7 +381,7 @@ fn a_job_killed_in_its_first_part_resumes() {
     }
 }
 
-/// A daemon was killed in the midst of a work, and the next one has no key for it.
+/// A daemon was killed during a job, and the next one has no key for it.
 fn halted(work: ReencryptionMode, version: MetadataVersion) -> Bench {
     let mut bench = pool(Sim::builder().build(), work, version);
     let rest = begun(&mut bench, work);
@@ -390,7 +393,7 @@ fn halted(work: ReencryptionMode, version: MetadataVersion) -> Bench {
     Bench::start(bench.sim)
 }
 
-/// Found in review: it was said that the pool was being worked on, when nobody was at it any more.
+/// Found in review: the pool was shown as being re-encrypted although no job was running any more.
 #[test]
 fn a_job_without_its_key_waits_and_resumes() {
     for (work, version) in WORKS {
@@ -418,7 +421,7 @@ fn a_job_without_its_key_waits_and_resumes() {
     }
 }
 
-/// A look at everything anew is one at who is at what, too.
+/// A refresh also retries jobs that were given up.
 #[test]
 fn a_refresh_retries_a_job_given_up() {
     for (work, version) in WORKS {
@@ -436,7 +439,7 @@ fn a_refresh_retries_a_job_given_up() {
     }
 }
 
-/// Who has put right what was wrong, be it otherwise, asks for the work again.
+/// A user who has fixed the cause, in whatever way, requests the job again.
 #[test]
 fn a_job_given_up_resumes_on_request() {
     for (work, version) in WORKS {
@@ -448,7 +451,7 @@ fn a_job_given_up_resumes_on_request() {
     }
 }
 
-/// A defect in the midst of a work leaves nobody at it, and that is told, too.
+/// A panic during a job ends the job, and the pool shows that.
 #[test]
 fn a_job_that_panicked_resumes_on_request() {
     let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V2);
@@ -457,7 +460,7 @@ fn a_job_that_panicked_resumes_on_request() {
     let engine = &bench.engine;
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(long(engine, rest))));
     assert!(panicked.is_err());
-    // As whoever runs chains does after every step.
+    // As the dispatcher does after every step.
     bench.run(Step::<()>::Done(()));
     let request = ops::unbind(bench.id("p"), Kind::Clevis, SlotRequest::Legacy);
     let error = bench.run(request).unwrap_err();

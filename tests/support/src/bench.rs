@@ -1,6 +1,8 @@
-//! A bench for the engine: one engine on a simulated machine, its chains of steps run in a plain loop.
+//! A bench for the engine: one engine on a simulated machine. Its chains of steps run in a plain
+//! loop.
 //!
-//! No threads and no locks: what is proved here is what the operations do to disks and kernel, step by step.
+//! No threads and no locks: the tests prove what the operations do to disks and kernel, step by
+//! step.
 
 use std::{
     cell::RefCell,
@@ -36,15 +38,15 @@ pub struct Bench {
     pub engine: Engine,
     /// The running pools.
     pub pools: Pools,
-    /// Those that do not run, as last told.
+    /// The stopped pools, as last published.
     stopped: RefCell<Arc<view::StoppedPoolsView>>,
 }
 
-/// Where a test leaves its mark in a filesystem, in bytes: away from what mkfs writes.
+/// Offset in bytes of a test's mark in a filesystem, away from what mkfs writes.
 const MARK_AT: u64 = 64 << 20;
 
 impl Bench {
-    /// Starts an engine on the machine and lets it find its pools, as a daemon does.
+    /// Starts an engine on the machine and discovers its pools, as a daemon does.
     pub fn start(sim: Sim) -> Bench {
         let mut bench = Bench::without_discovery(sim);
         for chain in ops::discover(&bench.engine).expect("devices can be listed") {
@@ -61,15 +63,15 @@ impl Bench {
         bench
     }
 
-    /// An engine that has not looked at the machine yet.
+    /// An engine before its discovery.
     pub fn without_discovery(sim: Sim) -> Bench {
-        // The process before this one, if there was one, is no more.
+        // The former process, if any, has ended.
         sim.end_process();
         let engine = Engine::new(Arc::new(sim.clone()));
         Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() }
     }
 
-    /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
+    /// Runs a chain to its end. A panic has the same consequences as in the daemon.
     pub fn run<T: 'static>(&mut self, next: Step<T>) -> T {
         self.pools.run(&self.engine, watched(next, self.sim.clone()))
     }
@@ -79,12 +81,12 @@ impl Bench {
         self.pools.0.values().find(|pool| pool.name().as_str() == name).map(Pool::view)
     }
 
-    /// Identifier of a pool that is there.
+    /// UUID of an existing pool.
     pub fn id(&self, name: &str) -> PoolUuid {
         self.pool(name).unwrap_or_else(|| panic!("no pool {name}")).uuid
     }
 
-    /// The pools that are known and do not run.
+    /// The stopped pools.
     pub fn stopped(&self) -> Arc<view::StoppedPoolsView> {
         if let Some(stopped) = self.engine.take_stopped_change() {
             self.stopped.replace(stopped);
@@ -92,7 +94,7 @@ impl Bench {
         Arc::clone(&self.stopped.borrow())
     }
 
-    /// A pool that does not run, by name.
+    /// A stopped pool, by name.
     pub fn stopped_pool(&self, name: &str) -> Option<view::StoppedPoolView> {
         let named =
             |pool: &&Arc<view::StoppedPoolView>| pool.name.as_ref().is_some_and(|of_pool| of_pool.as_str() == name);
@@ -110,21 +112,21 @@ impl Bench {
         self.run(started).map(|started| started.is_some())
     }
 
-    /// Checks all pools, as is done from time to time.
+    /// Checks all pools, as the daemon does periodically.
     pub fn check_pools(&mut self) {
         for pool in self.names() {
             self.run(ops::check_pool(self.id(&pool)));
         }
     }
 
-    /// The power goes and comes again; a daemon starts.
+    /// Cuts the power, boots and starts a daemon.
     pub fn reboot(self) -> Bench {
         self.sim.cut_power();
         self.sim.power_on();
         Bench::start(self.sim)
     }
 
-    /// Leaves a mark in a filesystem, durably.
+    /// Writes and flushes a mark in a filesystem.
     pub fn mark(&self, pool: &str, name: &str, mark: u8) {
         let node = self.thin_node(self.id(pool), self.filesystem(pool, name));
         self.sim.write(&node, &[WriteStep::At(MARK_AT, &[mark; 512]), WriteStep::Flush]).expect("the machine runs");
@@ -142,14 +144,14 @@ impl Bench {
         names
     }
 
-    /// Identifier of a filesystem that is there.
+    /// UUID of an existing filesystem.
     pub fn filesystem(&self, pool: &str, name: &str) -> FsUuid {
         let pool = self.pool(pool).unwrap_or_else(|| panic!("no pool {pool}"));
         let found = pool.filesystems.values().find(|filesystem| filesystem.name.as_str() == name);
         found.unwrap_or_else(|| panic!("no filesystem {name}")).uuid
     }
 
-    /// Identifier of a device that is there.
+    /// UUID of an existing device.
     pub fn device(&self, pool: &str, path: &str) -> DevUuid {
         let pool = self.pool(pool).unwrap_or_else(|| panic!("no pool {pool}"));
         let found = pool.devices.values().find(|device| device.node == Path::new(path));
@@ -174,7 +176,8 @@ impl Bench {
         device.is_some_and(|device| self.sim.link(&link) == Some(device.number))
     }
 
-    /// Checks that the machine holds what the running pools need, what is said to be up of others, and nothing else.
+    /// Checks that the machine has what the running pools need, what is shown as active of stopped
+    /// pools, and nothing else.
     pub fn check_nothing_left(&self, at: &str) {
         let mut devices: Vec<String> = Vec::new();
         let mut mounts: Vec<String> = Vec::new();
@@ -197,7 +200,7 @@ impl Bench {
             assert_eq!(thin.len(), pool.filesystems.len(), "{at}: thin devices {thin:?} of pool {}", pool.name);
             let mut journal =
                 self.sim.list_files(&format!(".mdv-{}/pending", pool.uuid.simple())).expect("the MDV is mounted");
-            // What a write that was cut short has left is never read, and removed at the next set-up.
+            // The leftover of an interrupted write is never read, and removed at the next set-up.
             journal.retain(|file| !file.ends_with(".temp"));
             assert!(journal.is_empty(), "{at}: entries left in the journal of pool {}: {journal:?}", pool.name);
             for (id, filesystem) in &pool.filesystems {
@@ -263,7 +266,7 @@ impl Bench {
     }
 }
 
-/// A name that is valid.
+/// A valid name.
 pub fn name(text: &str) -> Name {
     Name::new(text).expect("names in tests are valid")
 }
@@ -271,7 +274,7 @@ pub fn name(text: &str) -> Name {
 /// 1 GiB.
 pub const GIB: Sectors = Sectors(2 << 20);
 
-/// The same chain, of which each step under a lock is looked at: what takes long on any machine is not done there.
+/// The same chain with a check of each step under a lock: no slow call may happen there.
 fn watched<T: 'static>(next: Step<T>, sim: Sim) -> Step<T> {
     match next {
         Step::Done(value) => Step::Done(value),
@@ -284,7 +287,7 @@ fn watched<T: 'static>(next: Step<T>, sim: Sim) -> Step<T> {
                     let (before, announced) = (sim.slow_calls(), sim.announcements());
                     let next = step(engine, granted);
                     assert_eq!(sim.slow_calls(), before, "something slow was done under {label}");
-                    // Renaming a pool of 10,000 filesystems held up all pools while udev was told of each.
+                    // Announcing each of 10,000 renamed filesystems to udev delayed all pools.
                     assert!(!has_table || sim.announcements() == announced, "udev was told of names under {label}");
                     watched(next, sim)
                 }),

@@ -1,4 +1,4 @@
-//! A client: calls of the newest revision, what comes back, and everything heard on the way in its order.
+//! A client: calls of the newest revision, replies, and all messages in their order.
 //!
 //! Judges nothing.
 
@@ -28,10 +28,10 @@ pub const POOL: &str = "org.storage.stratis3.pool.r9";
 pub const FILESYSTEM: &str = "org.storage.stratis3.filesystem.r9";
 pub const BLOCKDEV: &str = "org.storage.stratis3.blockdev.r9";
 
-/// A connection. Replies and signals are taken from it in the order in which they came.
+/// A connection. Replies and signals are taken in the order of their arrival.
 pub struct Client {
     channel: Channel,
-    /// What came before the replies that were waited for.
+    /// Messages that arrived before the expected replies.
     heard: RefCell<VecDeque<Message>>,
 }
 
@@ -42,7 +42,7 @@ impl Client {
         Client { channel, heard: RefCell::default() }
     }
 
-    /// Gets signals of the service from now on; `more` narrows the rule.
+    /// Subscribes to the signals of the service; `more` narrows the rule.
     pub fn listens(self, more: &str) -> Client {
         let bus = "org.freedesktop.DBus";
         let call = Message::new_method_call(bus, "/org/freedesktop/DBus", bus, "AddMatch").unwrap();
@@ -50,7 +50,7 @@ impl Client {
         self
     }
 
-    /// Sends a call and gives its serial number.
+    /// Sends a call and returns its serial number.
     pub fn send(&self, call: Message) -> u32 {
         let serial = self.channel.send(call).expect("memory for a message");
         self.channel.flush();
@@ -86,9 +86,9 @@ impl Client {
         }
     }
 
-    /// Whether the reply to a call has come. Does not wait.
+    /// Whether the reply to a call has arrived. Does not wait.
     pub fn has_reply(&self, serial: u32) -> bool {
-        // Fails when the bus is gone, which the next wait says.
+        // Fails if the bus is gone; the next wait reports that.
         let _ = self.channel.read_write(Some(Duration::ZERO));
         while let Some(message) = self.channel.pop_message() {
             self.heard.borrow_mut().push_back(message);
@@ -139,7 +139,7 @@ impl Client {
         self.call(list())
     }
 
-    /// Carries a change out that must succeed.
+    /// Makes a change that must succeed, and returns the words of its result.
     pub fn done(&self, call: Message) -> Vec<String> {
         match outcome(&self.call(call)) {
             Outcome::Changed(words) => words,
@@ -196,7 +196,7 @@ pub fn stop_pool(name: &str) -> Message {
     call(TOP, MANAGER, "StopPool", (name, "name"))
 }
 
-/// One that needs no key. The revision is one whose arguments have no descriptor.
+/// Starts an unencrypted pool, by a revision whose arguments have no descriptor.
 pub fn start_pool(name: &str) -> Message {
     call(TOP, "org.storage.stratis3.Manager.r7", "StartPool", (name, "name", (false, "")))
 }
@@ -235,12 +235,12 @@ pub fn object(path: &str) -> Path<'_> {
 
 // ---- what comes back ----
 
-/// What became of a change.
+/// The outcome of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Done; paths and texts in the result, in order.
     Changed(Vec<String>),
-    /// It was so already.
+    /// Nothing had to change.
     Unchanged,
     /// Code 1 and this text.
     Refused(String),
@@ -268,7 +268,7 @@ pub fn outcome(reply: &Message) -> Outcome {
     }
 }
 
-/// The name of the error that a reply is, without what all have in common.
+/// The name of an error reply without the common prefix.
 pub fn error_name(reply: &Message) -> Option<String> {
     full_error_name(reply).map(|name| name.replace("org.freedesktop.DBus.Error.", ""))
 }
@@ -277,12 +277,12 @@ pub fn full_error_name(reply: &Message) -> Option<String> {
     if reply.msg_type() != MessageType::Error {
         return None;
     }
-    // The crate gives the name only by turning the message into an error, which changes it.
+    // The crate returns the name only by converting the message into an error, which changes it.
     let error = reply.duplicate().unwrap().as_result().err()?;
     Some(error.name()?.to_owned())
 }
 
-/// The flags and words in the value at the iterator, which is moved on.
+/// Collects the flags and words of the value at the iterator, and advances it.
 fn flatten(iter: &mut Iter<'_>, flags: &mut Vec<bool>, words: &mut Vec<String>) {
     match iter.arg_type() {
         ArgType::Invalid => return,
@@ -322,7 +322,7 @@ pub fn children(reply: &Message) -> Vec<String> {
     nodes.map(|name| format!("{TOP}/{name}")).collect()
 }
 
-/// UUID, as objects show it, and name of all pools and filesystems in a report on the engine's state.
+/// UUID (as objects show it) and name of all pools and filesystems in an engine state report.
 pub fn reported_names(reply: &Message) -> Vec<(String, String)> {
     let report: serde_json::Value = serde_json::from_str(&text(&mut reply.iter_init())).expect("a report is JSON");
     let one = |of: &serde_json::Value| {
@@ -414,8 +414,8 @@ pub fn paths(list: &Message) -> BTreeSet<String> {
     entries(&mut list.iter_init()).iter_mut().map(text).collect()
 }
 
-/// Path, kind and one property of each object of a list: the name of a pool or filesystem, what the user says of a
-/// device.
+/// Path, kind and one property of each object of a list: the name of a pool or filesystem, the user
+/// info of a device.
 pub fn labels(list: &Message) -> Vec<(String, Label)> {
     entries(&mut list.iter_init())
         .into_iter()
@@ -438,14 +438,14 @@ fn interfaces_of_last_revision(iter: &mut Iter<'_>) -> Interfaces {
         .collect()
 }
 
-/// What the history follows of an object.
+/// The property of an object that the history follows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Label {
     /// Its name.
     Pool(String),
     /// Path of its pool, its name.
     Filesystem(String, String),
-    /// What the user says of it.
+    /// Its user info.
     Device(String),
 }
 
@@ -462,7 +462,7 @@ pub fn label(interfaces: &Interfaces) -> Option<Label> {
 pub enum Signal {
     Added(String, Interfaces),
     Removed(String, BTreeSet<String>),
-    /// Object, interface, new values, names of what is only invalidated.
+    /// Object, interface, new values, names of invalidated properties.
     Changed(String, String, BTreeMap<String, String>, BTreeSet<String>),
 }
 

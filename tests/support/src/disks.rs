@@ -1,4 +1,4 @@
-//! Disks as other daemons leave them: written by hand, byte by byte, or changed on a pool that does not run.
+//! Disks as other daemons leave them: written byte by byte, or changed while the pool is stopped.
 
 use std::path::{Path, PathBuf};
 
@@ -23,22 +23,22 @@ use stratisd::{
     },
 };
 
-/// A device to be written.
+/// A device to write.
 pub struct Device<'a> {
-    /// Where.
+    /// Its path.
     pub path: &'a str,
-    /// Its identifier.
+    /// Its UUID.
     pub uuid: &'a str,
     /// Its pool.
     pub pool: PoolUuid,
-    /// The form of the metadata.
+    /// Version of the metadata.
     pub version: MetadataVersion,
-    /// Pool-level metadata on it.
+    /// Pool metadata on it.
     pub json: Option<&'a str>,
 }
 
 impl Device<'_> {
-    /// Writes header and metadata as if they had always been there.
+    /// Writes header and metadata without a trace in the simulation.
     pub fn put(&self, sim: &Sim) {
         let path = Path::new(self.path);
         let size = sim.geometry(path).unwrap().size;
@@ -71,8 +71,8 @@ pub struct Parts {
     pub thin_data: (u64, u64),
 }
 
-/// Writes what lies in a pool that was just created: an empty thin pool and a metadata volume. No trace is left but on the
-/// disk.
+/// Writes the contents of a new pool: an empty thin pool and a metadata volume. Leaves no device
+/// active.
 pub fn put_contents(sim: &Sim, disk: &str, pool: PoolUuid, parts: &Parts) {
     let raw = sim.find_device(disk.as_ref()).unwrap().number;
     let part = |name: &str, (start, length): (u64, u64)| -> DeviceNumber {
@@ -99,13 +99,13 @@ pub fn put_contents(sim: &Sim, disk: &str, pool: PoolUuid, parts: &Parts) {
     }
 }
 
-/// The pool-level metadata that a disk holds.
+/// The pool metadata on a disk.
 pub fn json_on(sim: &Sim, path: &str) -> Value {
     let bda = Bda::load(sim, path.as_ref(), Repair::ReadOnly).unwrap().expect("a Stratis device");
     serde_json::from_slice(&bda.read_json(sim, path.as_ref()).unwrap().expect("it holds metadata")).unwrap()
 }
 
-/// Writes something as newest pool-level metadata of a disk.
+/// Writes the newest pool metadata of a disk.
 pub fn save(sim: &Sim, path: &str, json: &[u8]) {
     let path = PathBuf::from(path);
     let mut bda = Bda::load(sim, &path, Repair::ReadOnly).unwrap().expect("a Stratis device");
@@ -113,7 +113,7 @@ pub fn save(sim: &Sim, path: &str, json: &[u8]) {
     bda.save(sim, &path, json, Timestamp { seconds: later, nanoseconds: 0 }).unwrap();
 }
 
-/// Decides the destruction of the pool on a disk, as a daemon does that is killed right afterwards.
+/// Records the decision to destroy the pool on a disk, as a daemon that is killed right afterwards.
 pub fn condemn(sim: &Sim, path: &str) {
     let bda = Bda::load(sim, path.as_ref(), Repair::ReadOnly).unwrap().expect("a Stratis device");
     let later = bda.last_update().map_or(1, |last| last.seconds + 1);
@@ -123,7 +123,7 @@ pub fn condemn(sim: &Sim, path: &str) {
     });
 }
 
-/// Changes the pool-level metadata on a disk.
+/// Changes the pool metadata on a disk.
 pub fn change(sim: &Sim, path: &str, change: impl FnOnce(&mut Value)) {
     let mut json = json_on(sim, path);
     change(&mut json);

@@ -1,4 +1,4 @@
-//! What the tests here have in common: keys, and pools that they open.
+//! Keys, bindings, and pools that they unlock.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use stratisd::{
 
 use crate::bench::{Bench, name};
 
-/// A key description that is valid.
+/// A valid key description.
 pub fn key(text: &str) -> KeyDescription {
     KeyDescription::new(text).unwrap()
 }
@@ -41,7 +41,7 @@ pub fn by_tang(token: Option<u32>, url: &str) -> NewBinding {
     NewBinding { token, request: BindRequest::Clevis(tang(url)) }
 }
 
-/// A machine on which the key `k` opens what it is asked to.
+/// A machine on which the key `k` is set.
 pub fn machine() -> Bench {
     let mut bench = Bench::start(Sim::builder().build());
     set_key(&mut bench, "k", "secret of k");
@@ -78,7 +78,7 @@ pub fn start(bench: &mut Bench, pool: &str, method: Option<UnlockMethod>, passph
     bench.run(started).map(|started| started.is_some())
 }
 
-/// How clients see that a pool can be unlocked.
+/// The unlock methods that clients see.
 pub fn shown(bench: &Bench, pool: &str) -> view::EncryptionView {
     bench.pool(pool).unwrap().encryption.clone().unwrap()
 }

@@ -1,5 +1,5 @@
-//! The running pools of an engine, and the plainest way to run its chains: one after the other, in a loop, without threads and
-//! locks. Knows nothing of which platform it is.
+//! The running pools of an engine, and the simplest way to run its chains: one after the other, in
+//! a loop, without threads and locks. Knows no particular platform.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use stratisd::{
 pub struct Pools(pub HashMap<PoolUuid, Pool>);
 
 impl Pools {
-    /// The pool that is meant, if it is there.
+    /// The pool with this name or UUID.
     pub fn resolve(&self, which: &PoolRef) -> Option<PoolUuid> {
         match which {
             PoolRef::Uuid(uuid) => self.0.contains_key(uuid).then_some(*uuid),
@@ -29,7 +29,7 @@ impl Pools {
         }
     }
 
-    /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
+    /// Runs a chain to its end. A panic has the same consequences as in the daemon.
     pub fn run<T>(&mut self, engine: &Engine, mut next: Step<T>) -> T {
         loop {
             next = match next {

@@ -1,7 +1,8 @@
 //! Several chains under way at once, without threads: a step of one, then a step of another, as a seed says.
 //!
-//! A step under a lock is whole before the next step of anything begins, so every order of steps that the daemon's lock and
-//! workers can give is among those that a seed can give. A parked chain may go on when what it waits for has come about.
+//! A step under a lock ends before any other step begins, so every order of steps that the daemon's
+//! lock and workers allow is among those that seeds give. A parked chain may continue when its
+//! claim is given back.
 
 use std::any::Any;
 
@@ -10,12 +11,12 @@ use stratisd::engine::request::{Access, Granted, Join, Mode, Part, Step, Wait};
 
 use crate::bench::Bench;
 
-/// A chain may park so often in a row, nothing else going on, before it counts as spinning.
+/// Times that a chain may park in a row, nothing else running, before it counts as spinning.
 const PARKS_MAX: u32 = 50;
 
 enum State<T> {
     Ready(Step<T>),
-    /// With what it waits for, and the count of claims given back before the step that parked.
+    /// The claim that it waits for, and the count of claims given back before the step that parked.
     Parked(Wait, u64, Step<T>),
     Together(Vec<Option<Part>>, Vec<Option<Box<dyn Any + Send>>>, Join<T>),
     Done(T),
@@ -35,12 +36,12 @@ pub struct Scheduler<T> {
     pub bench: Bench,
     chains: Vec<Chain<T>>,
     chance: StdRng,
-    /// What was done, for messages.
+    /// The steps so far, for messages.
     pub history: Vec<String>,
 }
 
 impl<T: Send + 'static> Scheduler<T> {
-    /// No chains yet. All chance comes from the seed.
+    /// Without chains. The seed decides the order.
     pub fn new(bench: Bench, seed: u64) -> Scheduler<T> {
         Scheduler { bench, chains: Vec::new(), chance: StdRng::seed_from_u64(seed), history: Vec::new() }
     }
@@ -50,7 +51,7 @@ impl<T: Send + 'static> Scheduler<T> {
         self.chains.push(Chain { label: label.to_owned(), state: State::Ready(chain), parks: 0 });
     }
 
-    /// Runs one step of one chain. False: none can go on.
+    /// Runs one step of one chain. False if no chain can continue.
     pub fn step(&mut self) -> bool {
         let engine = &self.bench.engine;
         let can_go_on = |chain: &Chain<T>| match &chain.state {
@@ -114,7 +115,7 @@ impl<T: Send + 'static> Scheduler<T> {
         }
     }
 
-    /// Runs all chains to their end; their results in the order in which they were begun.
+    /// Runs all chains to their end. Returns their results in the order in which they began.
     ///
     /// # Panics
     /// If one is stuck.

@@ -1,4 +1,4 @@
-//! What counts as the state of a machine: all that a user could tell, without what differs from run to run.
+//! The state of a machine: all that a user could tell, without what differs from run to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use stratisd::{
 
 use crate::bench::Bench;
 
-/// The table of a device that is up.
+/// The table of an active device.
 fn table(bench: &Bench, name: &str) -> Vec<Line> {
     bench.sim.dm_find(name).expect("the machine runs").map_or(Vec::new(), |device| device.table)
 }
@@ -28,7 +28,7 @@ fn size_of(bench: &Bench, name: &str) -> u64 {
 }
 
 fn metadata_of(bench: &Bench, pool: PoolUuid) -> u64 {
-    // Of a pool that could not be brought up again it may be missing.
+    // Missing if the pool could not be set up again.
     let status = bench.sim.dm_status(&Role::ThinPool.name(pool)).unwrap_or_default();
     status.first().and_then(|line| PoolStatus::parse(line)).map_or(0, |status| status.metadata_total)
 }
@@ -47,7 +47,7 @@ fn goes_through_cache(bench: &Bench, pool: PoolUuid) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     running: BTreeMap<String, PoolState>,
-    /// The devices of those that do not run, and whether some of them is up.
+    /// The devices of stopped pools, and whether one of them is active.
     stopped: BTreeMap<String, (BTreeSet<String>, bool)>,
 }
 
@@ -59,9 +59,9 @@ struct PoolState {
     overprovisioning: bool,
     no_alloc_space: bool,
     allocated: u64,
-    /// Size of the thin pool as the kernel has it.
+    /// Size of the thin pool in the kernel.
     mapped: u64,
-    /// Blocks of metadata that it knows of.
+    /// Metadata blocks of the thin pool.
     metadata: u64,
     has_cache: bool,
     /// Whether I/O goes through the cache.
@@ -71,24 +71,24 @@ struct PoolState {
     encryption: Option<EncryptionState>,
     /// Whether its volume key has ever been replaced.
     reencrypted: bool,
-    /// The work on its data that is not done.
+    /// The unfinished re-encryption job.
     reencryption: Option<ReencryptionMode>,
     filesystems: BTreeMap<String, FilesystemState>,
 }
 
-/// How a pool can be unlocked.
+/// The unlock methods of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct EncryptionState {
-    /// Tokens, and what each is bound to.
+    /// Tokens and their bindings.
     keys: Vec<(u32, String)>,
     clevis: Vec<(u32, String, String)>,
-    /// Whether all devices say the same of keys and of Clevis.
+    /// Whether the bindings of all devices agree: keys, Clevis.
     agree: (bool, bool),
     volume_key_loaded: bool,
 }
 
 impl PoolState {
-    /// Whether all but the filesystems is the same, and the filesystems have the same names.
+    /// Whether all except the filesystems is equal and the filesystems have the same names.
     fn is_but_for_filesystems(&self, other: &PoolState) -> bool {
         let bare = |pool: &PoolState| PoolState { filesystems: BTreeMap::new(), ..pool.clone() };
         bare(self) == bare(other) && self.filesystems.keys().eq(other.filesystems.keys())
@@ -99,22 +99,22 @@ impl PoolState {
 struct FilesystemState {
     size: u64,
     size_limit: Option<u64>,
-    /// Size of the thin device as the kernel has it.
+    /// Size of the thin device in the kernel.
     mapped: u64,
     /// Size of the XFS on it.
     xfs: Option<u64>,
     /// Name of the origin.
     origin: Option<String>,
     merge_scheduled: bool,
-    /// Its link leads to it.
+    /// Whether its link leads to its device.
     linked: bool,
-    /// What a test has left in it.
+    /// The mark of a test.
     mark: u8,
 }
 
 impl State {
-    /// Whether of two states, between which only filesystems have grown, this has each filesystem as one of them has it. No
-    /// XFS may be larger than its device; one that is still as it was in a device that has grown is on its way.
+    /// Whether each filesystem is as in one of two states between which only filesystems have
+    /// grown. No XFS may be larger than its device; an old XFS in a grown device is about to grow.
     pub fn is_between(&self, before: &State, after: &State) -> bool {
         let grown =
             |state: &State, pool: &str, name: &str| Some(state.running.get(pool)?.filesystems.get(name)?.clone());
@@ -131,7 +131,8 @@ impl State {
             })
     }
 
-    /// Whether of two states, between which only filesystems have come, this has all of the first and some of the others.
+    /// Whether this has all filesystems of the first and some of the second of two states between
+    /// which only filesystems were created.
     pub fn has_some_of(&self, before: &State, after: &State) -> bool {
         let is_between = |name: &str, pool: &PoolState| {
             let (Some(old), Some(new)) = (before.running.get(name), after.running.get(name)) else { return false };
@@ -150,7 +151,7 @@ impl State {
         self.running.is_empty()
     }
 
-    /// Whether a work on the data of a pool is not done.
+    /// Whether a pool has an unfinished re-encryption job.
     pub fn is_at_work(&self) -> bool {
         self.running.values().any(|pool| pool.reencryption.is_some())
     }
@@ -160,7 +161,7 @@ impl State {
         self.running.values().any(|pool| pool.encryption.is_some())
     }
 
-    /// That of a bench now.
+    /// The present state of a bench.
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {
             let pool = bench.pool(&pool_name).expect("the name was just listed");
