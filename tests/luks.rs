@@ -43,7 +43,7 @@ const OF_POOL: HeaderLayout = HeaderLayout {
 };
 const SIZE: u64 = 64 << 20;
 
-struct Container {
+struct LuksDevice {
     folder: TempDir,
     luks: Luks,
 }
@@ -68,19 +68,19 @@ fn clevis_token(keyslot: u32) -> Value {
     json!({"type": "clevis", "keyslots": [keyslot.to_string()], "jwe": {"protected": "eyJh", "iv": "aXY"}})
 }
 
-impl Container {
-    fn new() -> Container {
+impl LuksDevice {
+    fn new() -> LuksDevice {
         let folder = tempfile::tempdir().unwrap();
         let luks = Luks::served_by(Path::new(env!("CARGO_BIN_EXE_stratisd")));
-        let container = Container { folder, luks };
-        File::create_new(container.path()).unwrap().set_len(SIZE).unwrap();
-        container
+        let luks_device = LuksDevice { folder, luks };
+        File::create_new(luks_device.path()).unwrap().set_len(SIZE).unwrap();
+        luks_device
     }
 
-    fn formatted(passphrase: &Secret) -> Container {
-        let container = Container::new();
-        container.format(&OF_POOL, FormatPurpose::New, &[keyslot(0, passphrase)], &BTreeMap::new()).unwrap();
-        container
+    fn formatted(passphrase: &Secret) -> LuksDevice {
+        let luks_device = LuksDevice::new();
+        luks_device.format(&OF_POOL, FormatPurpose::New, &[keyslot(0, passphrase)], &BTreeMap::new()).unwrap();
+        luks_device
     }
 
     fn path(&self) -> PathBuf {
@@ -133,18 +133,18 @@ impl Container {
 fn a_header_is_as_specified() {
     let (first, second) = (secret("first"), secret("second"));
     for layout in [OF_DEVICE, OF_POOL] {
-        let container = Container::new();
+        let luks_device = LuksDevice::new();
         let tokens = BTreeMap::from([(1, keyring_token(4)), (2, clevis_token(7))]);
         let keyslots = [keyslot(4, &first), keyslot(7, &second)];
-        let header = container.format(&layout, FormatPurpose::New, &keyslots, &tokens).unwrap();
-        assert_eq!(header, container.read());
+        let header = luks_device.format(&layout, FormatPurpose::New, &keyslots, &tokens).unwrap();
+        assert_eq!(header, luks_device.read());
         assert_eq!(header.data_offset, layout.data_offset);
         assert_eq!(header.state, DataEncryption::Encrypted);
         assert_eq!(header.keyslots, [4, 7].into());
         assert_eq!(header.tokens, tokens);
         assert_eq!((header.free_keyslots().next(), header.free_token()), (Some(0), Some(0)));
         assert_eq!(header.sector_size, layout.sector_size.unwrap_or(header.sector_size));
-        if let Some(dump) = container.dump() {
+        if let Some(dump) = luks_device.dump() {
             let segment = &dump["segments"]["0"];
             assert_eq!(segment["encryption"], "aes-xts-plain64");
             assert_eq!(segment["offset"], layout.data_offset.bytes().0.to_string());
@@ -162,11 +162,11 @@ fn a_header_is_as_specified() {
 #[test]
 fn guessable_passphrases_get_costly_derivation() {
     let passphrase = secret("hunter2");
-    let container = Container::new();
+    let luks_device = LuksDevice::new();
     let new = NewKeyslot { number: 0, passphrase: &passphrase, cost: Cost::Guessable };
-    container.format(&OF_POOL, FormatPurpose::New, &[new], &BTreeMap::new()).unwrap();
-    container.open(&passphrase, Some(0)).unwrap();
-    if let Some(dump) = container.dump() {
+    luks_device.format(&OF_POOL, FormatPurpose::New, &[new], &BTreeMap::new()).unwrap();
+    luks_device.open(&passphrase, Some(0)).unwrap();
+    if let Some(dump) = luks_device.dump() {
         assert_eq!(dump["keyslots"]["0"]["kdf"]["type"], "argon2id");
     }
 }
@@ -174,14 +174,14 @@ fn guessable_passphrases_get_costly_derivation() {
 #[test]
 fn only_the_right_passphrase_finds_the_volume_key() {
     let (first, second, wrong) = (secret("first"), secret("se\0cond\n"), secret("First"));
-    let container = Container::new();
+    let luks_device = LuksDevice::new();
     let keyslots = [keyslot(0, &first), keyslot(1, &second)];
-    container.format(&OF_POOL, FormatPurpose::New, &keyslots, &BTreeMap::new()).unwrap();
-    let key = container.open(&first, None).unwrap();
+    luks_device.format(&OF_POOL, FormatPurpose::New, &keyslots, &BTreeMap::new()).unwrap();
+    let key = luks_device.open(&first, None).unwrap();
     assert_eq!(key.bytes().len(), 64);
-    assert!(key.same(container.open(&second, Some(1)).unwrap().bytes()));
+    assert!(key.same(luks_device.open(&second, Some(1)).unwrap().bytes()));
     for (passphrase, keyslot) in [(&wrong, None), (&wrong, Some(0)), (&first, Some(1)), (&first, Some(9))] {
-        let error = container.open(passphrase, keyslot).unwrap_err();
+        let error = luks_device.open(passphrase, keyslot).unwrap_err();
         assert!(matches!(error, Error::WrongKey { .. }), "{keyslot:?}: {error}");
     }
 }
@@ -189,35 +189,35 @@ fn only_the_right_passphrase_finds_the_volume_key() {
 #[test]
 fn each_header_change_takes_effect() {
     let (first, second) = (secret("first"), secret("second"));
-    let container = Container::formatted(&first);
-    let key = container.open(&first, None).unwrap();
+    let luks_device = LuksDevice::formatted(&first);
+    let key = luks_device.open(&first, None).unwrap();
     let with = Some(unlock(&first, Some(0)));
-    let header = container.change(with, HeaderChange::AddKeyslot(keyslot(5, &second))).unwrap();
+    let header = luks_device.change(with, HeaderChange::AddKeyslot(keyslot(5, &second))).unwrap();
     assert_eq!(header.keyslots, [0, 5].into());
-    assert!(key.same(container.open(&second, Some(5)).unwrap().bytes()));
+    assert!(key.same(luks_device.open(&second, Some(5)).unwrap().bytes()));
 
-    let header = container.change(None, HeaderChange::PutToken(3, keyring_token(5))).unwrap();
+    let header = luks_device.change(None, HeaderChange::PutToken(3, keyring_token(5))).unwrap();
     assert_eq!(header.tokens, [(3, keyring_token(5))].into());
-    let header = container.change(None, HeaderChange::PutToken(3, clevis_token(0))).unwrap();
+    let header = luks_device.change(None, HeaderChange::PutToken(3, clevis_token(0))).unwrap();
     assert_eq!(header.tokens, [(3, clevis_token(0))].into());
     // Destroyed, and removed from its token.
-    let header = container.change(None, HeaderChange::DestroyKeyslot(0)).unwrap();
+    let header = luks_device.change(None, HeaderChange::DestroyKeyslot(0)).unwrap();
     assert_eq!(header.keyslots, [5].into());
     assert_eq!(header.tokens[&3]["keyslots"], json!([]));
-    assert!(matches!(container.open(&first, None).unwrap_err(), Error::WrongKey { .. }));
-    let header = container.change(None, HeaderChange::RemoveToken(3)).unwrap();
+    assert!(matches!(luks_device.open(&first, None).unwrap_err(), Error::WrongKey { .. }));
+    let header = luks_device.change(None, HeaderChange::RemoveToken(3)).unwrap();
     assert!(header.tokens.is_empty());
     // Removing what is gone succeeds.
-    let before = container.bytes(0, 32 << 20);
+    let before = luks_device.bytes(0, 32 << 20);
     let gone = [HeaderChange::RemoveToken(3), HeaderChange::DestroyKeyslot(0)];
-    assert_eq!(container.luks.change(&container.path(), None, &gone).unwrap(), header);
-    assert!(container.bytes(0, 32 << 20) == before);
+    assert_eq!(luks_device.luks.change(&luks_device.path(), None, &gone).unwrap(), header);
+    assert!(luks_device.bytes(0, 32 << 20) == before);
 }
 
 #[test]
 fn a_failed_change_keeps_those_before_it() {
     let (first, second) = (secret("first"), secret("second"));
-    let container = Container::formatted(&first);
+    let luks_device = LuksDevice::formatted(&first);
     let add = || HeaderChange::AddKeyslot(keyslot(0, &second));
     for (unlock, change) in [
         // A number in use, no passphrase, a missing keyslot.
@@ -228,33 +228,33 @@ fn a_failed_change_keeps_those_before_it() {
         (None, HeaderChange::PutToken(0, json!({"keyslots": []}))),
     ] {
         let changes = [HeaderChange::PutToken(7, clevis_token(0)), change];
-        let error = container.luks.change(&container.path(), unlock, &changes).unwrap_err();
+        let error = luks_device.luks.change(&luks_device.path(), unlock, &changes).unwrap_err();
         assert!(matches!(error, Error::Luks { action: "change", .. }), "{error}");
-        let header = container.read();
+        let header = luks_device.read();
         assert_eq!((header.keyslots, header.tokens), ([0].into(), [(7, clevis_token(0))].into()));
-        container.change(None, HeaderChange::RemoveToken(7)).unwrap();
+        luks_device.change(None, HeaderChange::RemoveToken(7)).unwrap();
     }
-    let error = container.change(Some(unlock(&second, None)), HeaderChange::AddKeyslot(keyslot(1, &second)));
+    let error = luks_device.change(Some(unlock(&second, None)), HeaderChange::AddKeyslot(keyslot(1, &second)));
     assert!(matches!(error.unwrap_err(), Error::WrongKey { .. }));
 }
 
 #[test]
 fn keyslots_for_a_new_volume_key_agree() {
     let (first, second) = (secret("first"), secret("second"));
-    let container = Container::formatted(&first);
+    let luks_device = LuksDevice::formatted(&first);
     let changes = [
         HeaderChange::AddNextKeyslot(keyslot(1, &first)),
         HeaderChange::AddNextKeyslot(keyslot(2, &second)),
         HeaderChange::PutToken(0, json!({"type": "clevis", "keyslots": ["0", "1"], "jwe": {}})),
     ];
-    let header = container.luks.change(&container.path(), Some(unlock(&first, None)), &changes).unwrap();
+    let header = luks_device.luks.change(&luks_device.path(), Some(unlock(&first, None)), &changes).unwrap();
     assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), DataEncryption::Encrypted));
     // They do not open the device.
-    container.open(&first, None).unwrap();
+    luks_device.open(&first, None).unwrap();
     for (passphrase, keyslot) in [(&first, Some(1)), (&second, Some(2)), (&second, None)] {
-        assert!(matches!(container.open(passphrase, keyslot).unwrap_err(), Error::WrongKey { .. }), "{keyslot:?}");
+        assert!(matches!(luks_device.open(passphrase, keyslot).unwrap_err(), Error::WrongKey { .. }), "{keyslot:?}");
     }
-    if let Some(dump) = container.dump() {
+    if let Some(dump) = luks_device.dump() {
         let digests = dump["digests"].as_object().unwrap();
         assert_eq!(digests.len(), 2);
         assert!(
@@ -266,23 +266,23 @@ fn keyslots_for_a_new_volume_key_agree() {
 #[test]
 fn a_header_over_plaintext_says_nothing_is_done() {
     let (first, second) = (secret("first"), secret("second"));
-    let container = Container::new();
+    let luks_device = LuksDevice::new();
     let data = OF_POOL.data_offset.bytes().0 as u64;
-    let mut file = File::options().write(true).open(container.path()).unwrap();
+    let mut file = File::options().write(true).open(luks_device.path()).unwrap();
     file.seek(SeekFrom::Start(data)).unwrap();
     file.write_all(&vec![0xA5; (SIZE - data) as usize]).unwrap();
     let tokens = BTreeMap::from([(1, keyring_token(0)), (2, clevis_token(1))]);
     let keyslots = [keyslot(0, &first), keyslot(1, &second)];
-    let header = container.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &tokens).unwrap();
+    let header = luks_device.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &tokens).unwrap();
     assert_eq!(header.state, DataEncryption::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
-    assert_eq!(header, container.read());
+    assert_eq!(header, luks_device.read());
     assert_eq!((&header.keyslots, &header.tokens), (&[0, 1].into(), &tokens));
     assert_eq!((header.data_offset, header.sector_size), (OF_POOL.data_offset, 4096));
-    assert!(container.bytes(data, (SIZE - data) as usize).iter().all(|byte| *byte == 0xA5));
-    let key = container.open(&first, None).unwrap();
-    assert!(key.same(container.open(&second, Some(1)).unwrap().bytes()));
-    assert!(matches!(container.open(&second, Some(0)).unwrap_err(), Error::WrongKey { .. }));
-    if let Some(dump) = container.dump() {
+    assert!(luks_device.bytes(data, (SIZE - data) as usize).iter().all(|byte| *byte == 0xA5));
+    let key = luks_device.open(&first, None).unwrap();
+    assert!(key.same(luks_device.open(&second, Some(1)).unwrap().bytes()));
+    assert!(matches!(luks_device.open(&second, Some(0)).unwrap_err(), Error::WrongKey { .. }));
+    if let Some(dump) = luks_device.dump() {
         assert_eq!(dump["config"]["requirements"]["mandatory"], json!(["online-reencrypt-v2"]));
         let work =
             dump["keyslots"].as_object().unwrap().values().find(|keyslot| keyslot["type"] == "reencrypt").unwrap();
@@ -294,28 +294,29 @@ fn a_header_over_plaintext_says_nothing_is_done() {
 #[test]
 fn a_header_over_plaintext_is_written_when_complete() {
     let first = secret("first");
-    let container = Container::new();
+    let luks_device = LuksDevice::new();
     // The second keyslot cannot be added.
     let keyslots = [keyslot(0, &first), keyslot(0, &first)];
-    let error = container.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &BTreeMap::new()).unwrap_err();
+    let error = luks_device.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &BTreeMap::new()).unwrap_err();
     assert!(matches!(error, Error::Luks { action: "format", .. }), "{error}");
-    assert!(container.bytes(0, 32 << 20).iter().all(|byte| *byte == 0));
-    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
-    let error = container.format(&OF_POOL, FormatPurpose::Encrypt, &[], &BTreeMap::new()).unwrap_err();
+    assert!(luks_device.bytes(0, 32 << 20).iter().all(|byte| *byte == 0));
+    assert_eq!(luks_device.luks.read(&luks_device.path()).unwrap(), None);
+    let error = luks_device.format(&OF_POOL, FormatPurpose::Encrypt, &[], &BTreeMap::new()).unwrap_err();
     assert!(matches!(error, Error::Luks { .. }), "{error}");
 }
 
 #[test]
 fn an_impossible_layout_is_refused() {
     let first = secret("first");
-    let container = Container::new();
+    let luks_device = LuksDevice::new();
     for layout in [
         HeaderLayout { metadata: Bytes(17 << 10), ..OF_POOL },
         HeaderLayout { keyslots: Bytes(1), ..OF_POOL },
         HeaderLayout { data_offset: Sectors(2048), ..OF_POOL },
         HeaderLayout { sector_size: Some(1000), ..OF_POOL },
     ] {
-        let error = container.format(&layout, FormatPurpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap_err();
+        let error =
+            luks_device.format(&layout, FormatPurpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap_err();
         assert!(matches!(error, Error::Luks { action: "format", .. }), "{error}");
     }
 }
@@ -323,46 +324,46 @@ fn an_impossible_layout_is_refused() {
 #[test]
 fn a_damaged_header_differs_from_none() {
     let first = secret("first");
-    let container = Container::new();
-    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
-    container.format(&OF_POOL, FormatPurpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap();
-    let (header, copies) = (container.read(), container.bytes(0, 128 << 10));
+    let luks_device = LuksDevice::new();
+    assert_eq!(luks_device.luks.read(&luks_device.path()).unwrap(), None);
+    luks_device.format(&OF_POOL, FormatPurpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap();
+    let (header, copies) = (luks_device.read(), luks_device.bytes(0, 128 << 10));
     let write = |at: u64, bytes: &[u8]| {
-        File::options().write(true).open(container.path()).unwrap().write_all_at(bytes, at).unwrap();
+        File::options().write(true).open(luks_device.path()).unwrap().write_all_at(bytes, at).unwrap();
     };
     // One valid copy is enough.
     write(0, &[0; 64 << 10]);
-    assert_eq!(container.read(), header);
+    assert_eq!(luks_device.read(), header);
     write(0, &copies);
     write(64 << 10, &[0; 64 << 10]);
-    assert_eq!(container.read(), header);
+    assert_eq!(luks_device.read(), header);
     write(0, &copies);
     for at in [5000, (64 << 10) + 5000] {
         write(at, b"damage");
     }
-    let error = container.luks.read(&container.path()).unwrap_err();
+    let error = luks_device.luks.read(&luks_device.path()).unwrap_err();
     assert!(matches!(error, Error::Luks { action: "read", .. }), "{error}");
     write(0, &[0; 128 << 10]);
-    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
+    assert_eq!(luks_device.luks.read(&luks_device.path()).unwrap(), None);
     // Version 1 is not supported.
     write(0, b"LUKS\xba\xbe\x00\x01");
-    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
-    let nowhere = container.folder.path().join("nowhere");
-    assert!(matches!(container.luks.read(&nowhere).unwrap_err(), Error::Luks { .. }));
+    assert_eq!(luks_device.luks.read(&luks_device.path()).unwrap(), None);
+    let nowhere = luks_device.folder.path().join("nowhere");
+    assert!(matches!(luks_device.luks.read(&nowhere).unwrap_err(), Error::Luks { .. }));
 }
 
 #[test]
 fn a_job_that_never_started_cannot_resume() {
     let first = secret("first");
-    let container = Container::formatted(&first);
+    let luks_device = LuksDevice::formatted(&first);
     let watched = |_| panic!("the job started");
     let asked = |_| true;
-    let path = container.path();
+    let path = luks_device.path();
     let error =
-        container.luks.reencrypt(&path, "stratis-none", unlock(&first, None), Begin::Resume, &asked).unwrap_err();
+        luks_device.luks.reencrypt(&path, "stratis-none", unlock(&first, None), Begin::Resume, &asked).unwrap_err();
     assert!(error.to_string().contains("re-encrypt"), "{error}");
-    let nowhere = container.folder.path().join("nowhere");
-    assert!(container.luks.reencrypt(&nowhere, "x", unlock(&first, None), Begin::Decrypt, &watched).is_err());
+    let nowhere = luks_device.folder.path().join("nowhere");
+    assert!(luks_device.luks.reencrypt(&nowhere, "x", unlock(&first, None), Begin::Decrypt, &watched).is_err());
 }
 
 #[test]
@@ -371,9 +372,9 @@ fn calls_run_in_parallel() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let container = Container::formatted(&first);
-                let key = container.open(&first, None).unwrap();
-                assert!(key.same(container.open(&first, Some(0)).unwrap().bytes()));
+                let luks_device = LuksDevice::formatted(&first);
+                let key = luks_device.open(&first, None).unwrap();
+                assert!(key.same(luks_device.open(&first, Some(0)).unwrap().bytes()));
             });
         }
     });
@@ -381,7 +382,7 @@ fn calls_run_in_parallel() {
 
 #[test]
 fn a_wrong_child_program_is_an_error() {
-    let container = Container::new();
+    let luks_device = LuksDevice::new();
     for (program, expected) in [
         ("/nonexistent", "cannot start the child process"),
         ("/bin/false", "the child process ended: exit status 1"),
@@ -389,7 +390,7 @@ fn a_wrong_child_program_is_an_error() {
         ("/bin/cat", "the child process"),
     ] {
         let luks = Luks::served_by(Path::new(program));
-        let error = luks.read(&container.path()).unwrap_err();
+        let error = luks.read(&luks_device.path()).unwrap_err();
         assert!(error.to_string().contains(expected), "{program}: {error}");
     }
 }

@@ -79,7 +79,7 @@ fn keyslot(number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
 }
 
 /// A LUKS device on a range of a disk, and its crypt device.
-struct Container<'a> {
+struct LuksDevice<'a> {
     machine: &'a Machine,
     base: String,
     device: PathBuf,
@@ -88,9 +88,9 @@ struct Container<'a> {
     other: Secret,
 }
 
-impl<'a> Container<'a> {
+impl<'a> LuksDevice<'a> {
     /// The range, without contents.
-    fn new(machine: &'a Machine, role: &str, disk: usize, start: u64, length: u64) -> Container<'a> {
+    fn new(machine: &'a Machine, role: &str, disk: usize, start: u64, length: u64) -> LuksDevice<'a> {
         let (base, _) = machine.linear(role, disk, start, length);
         let device = machine.linux.dm_node(&base);
         let name = machine.private(&format!("{role}-crypt"));
@@ -99,7 +99,7 @@ impl<'a> Container<'a> {
         let zeros = vec![0; 1 << 20];
         let steps: Vec<_> = (0..17).map(|mib| WriteStep::At(mib << 20, &zeros)).collect();
         machine.linux.write(&device, &steps).unwrap();
-        Container { machine, base, device, name, passphrase, other }
+        LuksDevice { machine, base, device, name, passphrase, other }
     }
 
     fn format(&self, purpose: FormatPurpose) -> Header {
@@ -282,13 +282,13 @@ fn writing<T>(files: &Files<'_>, work: impl FnOnce() -> T) -> (T, u32) {
 
 fn life(machine: &Machine) {
     let linux = &machine.linux;
-    let container = Container::new(machine, "base", 0, 2048, SIZE);
-    let header = container.format(FormatPurpose::New);
+    let luks_device = LuksDevice::new(machine, "base", 0, 2048, SIZE);
+    let header = luks_device.format(FormatPurpose::New);
     assert_eq!(header.state, DataEncryption::Encrypted);
-    let key = container.open();
-    let device = linux.dm_find(&container.name).unwrap().unwrap();
-    assert!(device.uuid.starts_with("CRYPT-LUKS2-") && device.uuid.ends_with(&container.name), "{}", device.uuid);
-    let below = linux.dm_find(&container.base).unwrap().unwrap().number;
+    let key = luks_device.open();
+    let device = linux.dm_find(&luks_device.name).unwrap().unwrap();
+    assert!(device.uuid.starts_with("CRYPT-LUKS2-") && device.uuid.ends_with(&luks_device.name), "{}", device.uuid);
+    let below = linux.dm_find(&luks_device.base).unwrap().unwrap().number;
     let crypt = |length| Line {
         start: Sectors(0),
         length: Sectors(length),
@@ -301,62 +301,64 @@ fn life(machine: &Machine) {
     };
     assert_eq!(device.table, [crypt(SIZE - DATA)]);
     // The kernel says which key the table uses, but not the key.
-    let table = command("dmsetup", &["table", "--showkeys", &container.name]);
+    let table = command("dmsetup", &["table", "--showkeys", &luks_device.name]);
     assert!(table.contains(":64:logon:cryptsetup:") && table.contains("sector_size:4096"), "{table}");
-    assert!(key.same(container.key().bytes()));
+    assert!(key.same(luks_device.key().bytes()));
 
-    let node = container.node();
+    let node = luks_device.node();
     linux.write(&node, &[WriteStep::At(4096, b"in the clear"), WriteStep::Flush]).unwrap();
-    let raw = linux.read(&container.device, DATA * 512 + 4096, 4096).unwrap();
+    let raw = linux.read(&luks_device.device, DATA * 512 + 4096, 4096).unwrap();
     assert!(raw.windows(12).all(|window| window != b"in the clear"));
 
     // A name in use is an error, and its device stays.
-    let again = linux.luks_open(&container.device, Some(&container.name), unlock(&container.passphrase)).unwrap_err();
+    let again =
+        linux.luks_open(&luks_device.device, Some(&luks_device.name), unlock(&luks_device.passphrase)).unwrap_err();
     println!("        ({again})");
-    assert_eq!(linux.dm_find(&container.name).unwrap().unwrap().table, [crypt(SIZE - DATA)]);
+    assert_eq!(linux.dm_find(&luks_device.name).unwrap().unwrap().table, [crypt(SIZE - DATA)]);
 
     let resize = |size: Option<u64>| {
-        linux.luks_resize(&container.device, &container.name, &key, size.map(Sectors)).unwrap();
+        linux.luks_resize(&luks_device.device, &luks_device.name, &key, size.map(Sectors)).unwrap();
         linux.geometry(&node).unwrap().size.0
     };
     assert_eq!(resize(Some(100 << 11)), 100 << 11);
     assert_eq!(resize(None), SIZE - DATA);
     let larger = [Line::linear(Sectors(0), Sectors(SIZE + 8192), machine.disk(0).number, Sectors(2048))];
-    linux.dm_load(&container.base, &larger).unwrap();
-    linux.dm_resume(&container.base, Visibility::Private).unwrap();
+    linux.dm_load(&luks_device.base, &larger).unwrap();
+    linux.dm_resume(&luks_device.base, Visibility::Private).unwrap();
     assert_eq!(resize(None), SIZE + 8192 - DATA);
-    let wrong = linux.luks_resize(&container.device, &container.name, &secret(&"x".repeat(64)), None).unwrap_err();
+    let wrong = linux.luks_resize(&luks_device.device, &luks_device.name, &secret(&"x".repeat(64)), None).unwrap_err();
     println!("        ({wrong})");
     assert_eq!(linux.geometry(&node).unwrap().size.0, SIZE + 8192 - DATA);
 
-    linux.dm_remove(&container.name).unwrap();
+    linux.dm_remove(&luks_device.name).unwrap();
     assert!(!node.exists());
-    assert!(container.open().same(key.bytes()));
+    assert!(luks_device.open().same(key.bytes()));
     assert!(linux.read(&node, 4096, 512).unwrap().starts_with(b"in the clear"));
-    container.remove();
+    luks_device.remove();
 }
 
 fn refusals(machine: &Machine) {
     let linux = &machine.linux;
-    let container = Container::new(machine, "base", 0, 2048, SIZE);
-    container.format(FormatPurpose::New);
+    let luks_device = LuksDevice::new(machine, "base", 0, 2048, SIZE);
+    luks_device.format(FormatPurpose::New);
     let before = linux.dm_list().unwrap();
-    let looked = unseen(container.passphrase.bytes(), || drop(container.key()));
+    let looked = unseen(luks_device.passphrase.bytes(), || drop(luks_device.key()));
     assert!(looked > 0);
     let wrong = secret("wrong");
-    let error = linux.luks_open(&container.device, Some(&container.name), unlock(&wrong)).unwrap_err();
+    let error = linux.luks_open(&luks_device.device, Some(&luks_device.name), unlock(&wrong)).unwrap_err();
     assert!(matches!(error, Error::WrongKey { .. }), "{error}");
     // In use by another: a file system directly on the device would be damaged.
-    let number = linux.dm_find(&container.base).unwrap().unwrap().number;
+    let number = linux.dm_find(&luks_device.base).unwrap().unwrap().number;
     let other = machine.private("other");
     let line = [Line::linear(Sectors(0), Sectors(SIZE), number, Sectors(0))];
     linux.dm_create(&other, &other, &line, Visibility::Private).unwrap();
-    let error = linux.luks_open(&container.device, Some(&container.name), unlock(&container.passphrase)).unwrap_err();
+    let error =
+        linux.luks_open(&luks_device.device, Some(&luks_device.name), unlock(&luks_device.passphrase)).unwrap_err();
     assert!(error.is_busy(), "{error:?}");
     linux.dm_remove(&other).unwrap();
     assert_eq!(linux.dm_list().unwrap(), before);
-    container.open();
-    container.remove();
+    luks_device.open();
+    luks_device.remove();
 }
 
 fn volume_keys(machine: &Machine) {
@@ -386,90 +388,90 @@ fn side_by_side(machine: &Machine) {
     let linux = &machine.linux;
     const COUNT: u64 = 8;
     let length = 20 << 11;
-    let make = |index: u64| Container::new(machine, &format!("base{index}"), 0, 2048 + index * length, length);
-    let containers: Vec<Container<'_>> = (0..COUNT).map(make).collect();
-    let first = &containers[0];
+    let make = |index: u64| LuksDevice::new(machine, &format!("base{index}"), 0, 2048 + index * length, length);
+    let luks_devices: Vec<LuksDevice<'_>> = (0..COUNT).map(make).collect();
+    let first = &luks_devices[0];
     let new = NewKeyslot { number: 0, passphrase: &first.passphrase, cost: Cost::Guessable };
     linux.luks_format(&first.device, &LAYOUT, FormatPurpose::New, &[new], &BTreeMap::new()).unwrap();
     // The library takes long to choose the cost, so all devices use copies of one header.
     for start in (0..DATA * 512).step_by(1 << 20) {
         let bytes = linux.read(&first.device, start, 1 << 20).unwrap();
-        for container in &containers[1..] {
-            linux.write(&container.device, &[WriteStep::At(start, &bytes)]).unwrap();
+        for luks_device in &luks_devices[1..] {
+            linux.write(&luks_device.device, &[WriteStep::At(start, &bytes)]).unwrap();
         }
     }
     let begun = Instant::now();
-    containers[0].open();
+    luks_devices[0].open();
     let one = begun.elapsed();
-    linux.dm_remove(&containers[0].name).unwrap();
+    linux.dm_remove(&luks_devices[0].name).unwrap();
     let begun = Instant::now();
     thread::scope(|scope| {
-        for container in &containers {
-            scope.spawn(|| container.open());
+        for luks_device in &luks_devices {
+            scope.spawn(|| luks_device.open());
         }
     });
     println!("        (one: {} ms, {COUNT}: {} ms)", one.as_millis(), begun.elapsed().as_millis());
-    containers.into_iter().for_each(Container::remove);
+    luks_devices.into_iter().for_each(LuksDevice::remove);
 }
 
 fn works(machine: &Machine) {
     let linux = &machine.linux;
-    let container = Container::new(machine, "base", 0, 2048, SIZE);
-    let files = Files::new(machine, &container.base, DATA);
+    let luks_device = LuksDevice::new(machine, "base", 0, 2048, SIZE);
+    let files = Files::new(machine, &luks_device.base, DATA);
     let clear =
-        |container: &Container<'_>| linux.read(&container.device, DATA * 512, 512).unwrap().starts_with(b"XFSB");
-    assert!(clear(&container));
+        |luks_device: &LuksDevice<'_>| linux.read(&luks_device.device, DATA * 512, 512).unwrap().starts_with(b"XFSB");
+    assert!(clear(&luks_device));
 
-    let header = container.format(FormatPurpose::Encrypt);
+    let header = luks_device.format(FormatPurpose::Encrypt);
     assert_eq!(header.state, DataEncryption::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
-    container.open();
-    files.move_to(&container.name, 0);
+    luks_device.open();
+    files.move_to(&luks_device.name, 0);
     files.check();
     let seen = Mutex::new(Vec::new());
     let note = |progress: Progress| {
         seen.lock().push(progress);
         true
     };
-    let (ended, rounds) = writing(&files, || container.work(Begin::Resume, &note).unwrap());
+    let (ended, rounds) = writing(&files, || luks_device.work(Begin::Resume, &note).unwrap());
     let total = Sectors(SIZE - DATA).bytes();
     let all = std::mem::take(&mut *seen.lock());
     println!("        (encrypted: {} progress reports, {rounds} files written meanwhile)", all.len());
     assert_eq!(ended, ReencryptionEnd::Finished);
     assert!(all.windows(2).all(|pair| pair[0].done <= pair[1].done) && all.iter().all(|one| one.total == total));
     assert_eq!((all[0].done, all[all.len() - 1].done), (Bytes(0), total));
-    assert_eq!(container.header().state, DataEncryption::Encrypted);
-    assert!(container.left().is_empty() && !clear(&container));
+    assert_eq!(luks_device.header().state, DataEncryption::Encrypted);
+    assert!(luks_device.left().is_empty() && !clear(&luks_device));
     files.check();
-    let key = container.key();
+    let key = luks_device.key();
 
-    let begin = container.prepare();
-    let (ended, rounds) = writing(&files, || container.work(begin, &note).unwrap());
+    let begin = luks_device.prepare();
+    let (ended, rounds) = writing(&files, || luks_device.work(begin, &note).unwrap());
     println!("        (re-encrypted: {rounds} files written meanwhile)");
     assert_eq!(ended, ReencryptionEnd::Finished);
-    let header = container.header();
+    let header = luks_device.header();
     assert_eq!((header.state, header.keyslots.len()), (DataEncryption::Encrypted, 2));
-    assert!(!container.key().same(key.bytes()));
+    assert!(!luks_device.key().same(key.bytes()));
     files.check();
     // On the disk, too, not only through the crypt device.
     files.down();
-    linux.dm_remove(&container.name).unwrap();
-    container.open();
-    files.up(&container.name, 0);
+    linux.dm_remove(&luks_device.name).unwrap();
+    luks_device.open();
+    files.up(&luks_device.name, 0);
     files.mount();
     files.check();
 
-    let (ended, rounds) = writing(&files, || container.work(Begin::Decrypt, &note).unwrap());
+    let (ended, rounds) = writing(&files, || luks_device.work(Begin::Decrypt, &note).unwrap());
     println!("        (decrypted: {rounds} files written meanwhile)");
     assert_eq!(ended, ReencryptionEnd::Finished);
-    assert_eq!(container.header().state, DataEncryption::Clear);
+    assert_eq!(luks_device.header().state, DataEncryption::Clear);
     files.check();
-    assert!(clear(&container));
-    files.move_to(&container.base, DATA);
+    assert!(clear(&luks_device));
+    files.move_to(&luks_device.base, DATA);
     // The library has asked the kernel to remove the crypt device as soon as it is unused.
-    assert_eq!(linux.dm_find(&container.name).unwrap(), None);
+    assert_eq!(linux.dm_find(&luks_device.name).unwrap(), None);
     files.check();
     files.down();
-    container.remove();
+    luks_device.remove();
 }
 
 /// Stops once some of the data is done.
@@ -477,8 +479,8 @@ fn some(progress: Progress) -> bool {
     progress.done == Bytes(0)
 }
 
-fn done(container: &Container<'_>, work: ReencryptionMode) -> u128 {
-    match container.header().state {
+fn done(luks_device: &LuksDevice<'_>, work: ReencryptionMode) -> u128 {
+    match luks_device.header().state {
         DataEncryption::Unfinished { mode: present, done } if present == work => done.0 >> 20,
         state => panic!("{state:?}"),
     }
@@ -486,53 +488,53 @@ fn done(container: &Container<'_>, work: ReencryptionMode) -> u128 {
 
 fn interrupted(machine: &Machine) {
     let linux = &machine.linux;
-    let container = Container::new(machine, "base", 0, 2048, SIZE);
-    let files = Files::new(machine, &container.base, DATA);
-    container.format(FormatPurpose::Encrypt);
-    container.open();
-    files.move_to(&container.name, 0);
+    let luks_device = LuksDevice::new(machine, "base", 0, 2048, SIZE);
+    let files = Files::new(machine, &luks_device.base, DATA);
+    luks_device.format(FormatPurpose::Encrypt);
+    luks_device.open();
+    files.move_to(&luks_device.name, 0);
     let reopen = || {
         files.down();
-        linux.dm_remove(&container.name).unwrap();
-        container.open();
-        files.up(&container.name, 0);
+        linux.dm_remove(&luks_device.name).unwrap();
+        luks_device.open();
+        files.up(&luks_device.name, 0);
         files.mount();
         files.check();
     };
     // Before anything was done.
-    assert_eq!(container.work(Begin::Resume, &|_| false).unwrap(), ReencryptionEnd::Interrupted);
-    assert_eq!(done(&container, ReencryptionMode::Encrypt), 0);
-    assert!(container.left().is_empty());
+    assert_eq!(luks_device.work(Begin::Resume, &|_| false).unwrap(), ReencryptionEnd::Interrupted);
+    assert_eq!(done(&luks_device, ReencryptionMode::Encrypt), 0);
+    assert!(luks_device.left().is_empty());
     for (work, begin) in [
         (ReencryptionMode::Encrypt, None),
         (ReencryptionMode::Reencrypt, Some(())),
         (ReencryptionMode::Decrypt, Some(())),
     ] {
         let begin = match (work, begin) {
-            (ReencryptionMode::Reencrypt, _) => container.prepare(),
+            (ReencryptionMode::Reencrypt, _) => luks_device.prepare(),
             (ReencryptionMode::Decrypt, _) => Begin::Decrypt,
             (ReencryptionMode::Encrypt, _) => Begin::Resume,
         };
-        let (ended, _) = writing(&files, || container.work(begin, &some).unwrap());
+        let (ended, _) = writing(&files, || luks_device.work(begin, &some).unwrap());
         assert_eq!(ended, ReencryptionEnd::Interrupted);
-        let before = done(&container, work);
+        let before = done(&luks_device, work);
         println!("        ({work:?}: stopped at {before} MiB)");
-        assert!(before > 0 && container.left().is_empty());
+        assert!(before > 0 && luks_device.left().is_empty());
         files.check();
         // No other job can start, and the header takes no change. Both parts of the data are
         // served, also after a new open.
         assert!(
-            container
+            luks_device
                 .work(if work == ReencryptionMode::Decrypt { other_job() } else { Begin::Decrypt }, &|_| true)
                 .is_err()
         );
         reopen();
-        let key = container.key();
+        let key = luks_device.key();
         assert_eq!(key.bytes().len(), 64);
         // A signal stops the job, too.
         let (ended, _) = writing(&files, || {
             let told = AtomicBool::new(false);
-            container.work(Begin::Resume, &|progress| {
+            luks_device.work(Begin::Resume, &|progress| {
                 if progress.done.0 >> 20 > before && !told.swap(true, Ordering::Relaxed) {
                     kill(killed::child().unwrap(), Signal::SIGTERM).unwrap();
                 }
@@ -540,21 +542,21 @@ fn interrupted(machine: &Machine) {
             })
         });
         assert_eq!(ended.unwrap(), ReencryptionEnd::Interrupted);
-        assert!(done(&container, work) > before && container.left().is_empty());
-        let (ended, _) = writing(&files, || container.work(Begin::Resume, &|_| true).unwrap());
+        assert!(done(&luks_device, work) > before && luks_device.left().is_empty());
+        let (ended, _) = writing(&files, || luks_device.work(Begin::Resume, &|_| true).unwrap());
         assert_eq!(ended, ReencryptionEnd::Finished);
         files.check();
         if work == ReencryptionMode::Decrypt {
-            assert_eq!(container.header().state, DataEncryption::Clear);
+            assert_eq!(luks_device.header().state, DataEncryption::Clear);
         } else {
-            assert_eq!(container.header().state, DataEncryption::Encrypted);
+            assert_eq!(luks_device.header().state, DataEncryption::Encrypted);
             // In the middle of the job, `open` returns the final key.
-            assert!(container.key().same(key.bytes()));
+            assert!(luks_device.key().same(key.bytes()));
             reopen();
         }
     }
     files.down();
-    container.remove();
+    luks_device.remove();
 }
 
 /// A job that cannot start while another is unfinished.

@@ -563,7 +563,7 @@ fn cryptsetup_reads_the_headers() {
     for purpose in [FormatPurpose::New, FormatPurpose::Encrypt] {
         let sim = Sim::builder().build();
         let made = format(&sim, purpose);
-        let file = folder.path().join("container");
+        let file = folder.path().join("luks-device");
         std::fs::write(&file, sim.durable(Path::new(DISK), 0..16 << 20)).unwrap();
         #[allow(clippy::disallowed_methods)]
         let dump = std::process::Command::new("cryptsetup").arg("luksDump").arg(&file).output().unwrap();

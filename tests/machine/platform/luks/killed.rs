@@ -36,15 +36,15 @@ struct Moments {
 
 impl Moments {
     /// Waits for a random moment of a step.
-    fn wait(container: &Container<'_>, is_over: &dyn Fn() -> bool, moment: Duration) {
-        until("a step to start", || container.is_held_back() || is_over());
+    fn wait(luks_device: &LuksDevice<'_>, is_over: &dyn Fn() -> bool, moment: Duration) {
+        until("a step to start", || luks_device.is_held_back() || is_over());
         pass(moment);
     }
 
-    fn note(&mut self, container: &Container<'_>) {
-        let waits = container.is_held_back();
+    fn note(&mut self, luks_device: &LuksDevice<'_>) {
+        let waits = luks_device.is_held_back();
         // Not through the library, because the job may hold its lock.
-        let bytes = container.machine.linux.read(&container.device, 4096, 60 << 10).unwrap();
+        let bytes = luks_device.machine.linux.read(&luks_device.device, 4096, 60 << 10).unwrap();
         match (waits, String::from_utf8_lossy(&bytes).contains("in-reencryption")) {
             (true, true) => self.writing += 1,
             (true, false) => self.reading += 1,
@@ -54,12 +54,12 @@ impl Moments {
 }
 
 /// An encrypted LUKS device with files on it.
-fn encrypted(machine: &Machine) -> (Container<'_>, Files<'_>) {
-    let container = Container::new(machine, "base", 0, 2048, SIZE);
-    container.format(FormatPurpose::New);
-    container.open();
-    let files = Files::new(machine, &container.name, 0);
-    (container, files)
+fn encrypted(machine: &Machine) -> (LuksDevice<'_>, Files<'_>) {
+    let luks_device = LuksDevice::new(machine, "base", 0, 2048, SIZE);
+    luks_device.format(FormatPurpose::New);
+    luks_device.open();
+    let files = Files::new(machine, &luks_device.name, 0);
+    (luks_device, files)
 }
 
 fn moments(seed: u32) -> impl Iterator<Item = Duration> {
@@ -75,49 +75,49 @@ fn kills() -> u32 {
 }
 
 pub(super) fn killed(machine: &Machine) {
-    let (container, files) = encrypted(machine);
+    let (luks_device, files) = encrypted(machine);
     let mut seen = Moments::default();
-    let mut begin = container.prepare();
+    let mut begin = luks_device.prepare();
     for moment in moments(1).take(kills() as usize) {
         let over = AtomicBool::new(false);
         let (result, _) = writing(&files, || {
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    Moments::wait(&container, &|| over.load(Ordering::Relaxed), moment);
+                    Moments::wait(&luks_device, &|| over.load(Ordering::Relaxed), moment);
                     // Stopped first to see where it is, then killed.
                     if let Some(child) = child() {
                         let _ = kill(child, Signal::SIGSTOP);
-                        seen.note(&container);
+                        seen.note(&luks_device);
                         let _ = kill(child, Signal::SIGKILL);
                     }
                 });
-                let result = container.work(begin, &|_| true);
+                let result = luks_device.work(begin, &|_| true);
                 over.store(true, Ordering::Relaxed);
                 result
             })
         });
-        assert!(container.left().is_empty(), "{:?} after {result:?}", container.left());
+        assert!(luks_device.left().is_empty(), "{:?} after {result:?}", luks_device.left());
         files.check();
-        match (result, container.header().state) {
-            (Ok(ReencryptionEnd::Finished), DataEncryption::Encrypted) => begin = container.prepare(),
+        match (result, luks_device.header().state) {
+            (Ok(ReencryptionEnd::Finished), DataEncryption::Encrypted) => begin = luks_device.prepare(),
             (Err(error), DataEncryption::Unfinished { mode: ReencryptionMode::Reencrypt, .. }) => {
                 assert!(error.to_string().contains("killed by signal 9"), "{error}");
                 begin = Begin::Resume;
             }
             // In the last step, which the recovery completed, or before the header recorded the
             // start.
-            (Err(_), DataEncryption::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
+            (Err(_), DataEncryption::Encrypted) if begin == Begin::Resume => begin = luks_device.prepare(),
             (Err(_), DataEncryption::Encrypted) => {}
             other => panic!("{other:?}"),
         }
     }
     println!("        (killed while {seen:?})");
-    if container.header().state != DataEncryption::Encrypted {
-        assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), ReencryptionEnd::Finished);
+    if luks_device.header().state != DataEncryption::Encrypted {
+        assert_eq!(luks_device.work(Begin::Resume, &|_| true).unwrap(), ReencryptionEnd::Finished);
     }
     files.check();
     files.down();
-    container.remove();
+    luks_device.remove();
 }
 
 /// Re-encrypts a LUKS device as a daemon does: `luks-work DEVICE NAME FROM TO` on the command line.
@@ -137,24 +137,24 @@ pub(crate) fn work_as_daemon(arguments: &[String]) {
 
 /// Lets another process re-encrypt a LUKS device and kills it at a random moment; `with_child`
 /// kills its child, too.
-fn work_and_kill(container: &Container<'_>, begin: Begin, moment: Duration, with_child: bool, seen: &mut Moments) {
+fn work_and_kill(luks_device: &LuksDevice<'_>, begin: Begin, moment: Duration, with_child: bool, seen: &mut Moments) {
     let (from, to) = match begin {
         Begin::Reencrypt { from, to } => (from.to_string(), to.to_string()),
         _ => ("-".to_owned(), "-".to_owned()),
     };
     #[allow(clippy::disallowed_methods)]
     let mut daemon = Command::new("/proc/self/exe")
-        .args(["luks-work", container.device.to_str().unwrap(), &container.name, &from, &to])
+        .args(["luks-work", luks_device.device.to_str().unwrap(), &luks_device.name, &from, &to])
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
     let number = Pid::from_raw(daemon.id().try_into().unwrap());
-    Moments::wait(container, &|| kill(number, None).is_err(), moment);
+    Moments::wait(luks_device, &|| kill(number, None).is_err(), moment);
     let child = child();
     if with_child {
         if let Some(child) = child {
             let _ = kill(child, Signal::SIGSTOP);
-            seen.note(container);
+            seen.note(luks_device);
         }
     }
     daemon.kill().unwrap();
@@ -166,56 +166,59 @@ fn work_and_kill(container: &Container<'_>, begin: Begin, moment: Duration, with
 }
 
 pub(super) fn daemon_killed(machine: &Machine) {
-    let (container, files) = encrypted(machine);
-    let mut begin = container.prepare();
+    let (luks_device, files) = encrypted(machine);
+    let mut begin = luks_device.prepare();
     for moment in moments(2).take(3) {
-        let (_, rounds) = writing(&files, || work_and_kill(&container, begin, moment, false, &mut Moments::default()));
+        let (_, rounds) =
+            writing(&files, || work_and_kill(&luks_device, begin, moment, false, &mut Moments::default()));
         // Nothing to recover.
-        assert!(container.left().is_empty(), "{:?}", container.left());
+        assert!(luks_device.left().is_empty(), "{:?}", luks_device.left());
         files.check();
         println!(
             "        (killed after {} ms, {rounds} files written meanwhile: {:?})",
             moment.as_millis(),
-            container.header().state
+            luks_device.header().state
         );
-        begin = if container.header().state == DataEncryption::Encrypted { container.prepare() } else { Begin::Resume };
+        begin =
+            if luks_device.header().state == DataEncryption::Encrypted { luks_device.prepare() } else { Begin::Resume };
     }
     files.down();
-    container.remove();
+    luks_device.remove();
 }
 
 pub(super) fn both_killed(machine: &Machine) {
-    let (container, files) = encrypted(machine);
+    let (luks_device, files) = encrypted(machine);
     let mut seen = Moments::default();
-    let mut begin = container.prepare();
+    let mut begin = luks_device.prepare();
     for moment in moments(3).take(kills() as usize) {
         let (ended, _) = writing(&files, || {
-            work_and_kill(&container, begin, moment, true, &mut seen);
+            work_and_kill(&luks_device, begin, moment, true, &mut seen);
             // The next daemon resumes the job.
-            match container.header().state {
+            match luks_device.header().state {
                 DataEncryption::Encrypted => Ok(ReencryptionEnd::Finished),
-                _ => container.work(Begin::Resume, &some),
+                _ => luks_device.work(Begin::Resume, &some),
             }
         });
         ended.unwrap();
-        assert!(container.left().is_empty(), "{:?}", container.left());
+        assert!(luks_device.left().is_empty(), "{:?}", luks_device.left());
         files.check();
-        begin = if container.header().state == DataEncryption::Encrypted { container.prepare() } else { Begin::Resume };
+        begin =
+            if luks_device.header().state == DataEncryption::Encrypted { luks_device.prepare() } else { Begin::Resume };
     }
     println!("        (killed while {seen:?})");
     files.down();
-    container.remove();
+    luks_device.remove();
 }
 
 /// A LUKS device on a disk where a small range, without files, has other targets.
 fn with_stretch<'a>(
     machine: &'a Machine,
     target: impl FnOnce() -> Target,
-    work: impl FnOnce(&Container<'a>, &Files<'a>, Begin),
+    work: impl FnOnce(&LuksDevice<'a>, &Files<'a>, Begin),
 ) {
     let linux = &machine.linux;
-    let (container, files) = encrypted(machine);
-    let begin = container.prepare();
+    let (luks_device, files) = encrypted(machine);
+    let begin = luks_device.prepare();
     let disk = machine.disk(0).number;
     let (bad, length) = (SIZE - 8192, 8);
     let table = [
@@ -223,36 +226,36 @@ fn with_stretch<'a>(
         Line { start: Sectors(bad), length: Sectors(length), target: target() },
         Line::linear(Sectors(bad + length), Sectors(SIZE - bad - length), disk, Sectors(2048 + bad + length)),
     ];
-    linux.dm_load(&container.base, &table).unwrap();
-    linux.dm_resume(&container.base, Visibility::Private).unwrap();
-    work(&container, &files, begin);
-    assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), ReencryptionEnd::Finished);
-    assert!(container.left().is_empty(), "{:?}", container.left());
+    linux.dm_load(&luks_device.base, &table).unwrap();
+    linux.dm_resume(&luks_device.base, Visibility::Private).unwrap();
+    work(&luks_device, &files, begin);
+    assert_eq!(luks_device.work(Begin::Resume, &|_| true).unwrap(), ReencryptionEnd::Finished);
+    assert!(luks_device.left().is_empty(), "{:?}", luks_device.left());
     files.check();
     files.down();
-    container.remove();
+    luks_device.remove();
 }
 
 /// Resumes a job, which fails at the bad range, again and again.
-fn fails(container: &Container<'_>, files: &Files<'_>, begin: Begin) {
-    let (result, _) = writing(files, || container.work(begin, &|_| true));
+fn fails(luks_device: &LuksDevice<'_>, files: &Files<'_>, begin: Begin) {
+    let (result, _) = writing(files, || luks_device.work(begin, &|_| true));
     println!("        ({})", result.unwrap_err());
     files.check();
-    let before = done(container, ReencryptionMode::Reencrypt);
+    let before = done(luks_device, ReencryptionMode::Reencrypt);
     assert!(before > 0);
-    container.work(Begin::Resume, &|_| true).unwrap_err();
-    assert_eq!(done(container, ReencryptionMode::Reencrypt), before);
+    luks_device.work(Begin::Resume, &|_| true).unwrap_err();
+    assert_eq!(done(luks_device, ReencryptionMode::Reencrypt), before);
     files.check();
 }
 
 pub(super) fn not_read(machine: &Machine) {
     let error = || Target::Foreign { kind: "error".to_owned(), parameters: String::new() };
-    with_stretch(machine, error, |container, files, begin| {
-        fails(container, files, begin);
-        assert!(container.left().is_empty(), "{:?}", container.left());
+    with_stretch(machine, error, |luks_device, files, begin| {
+        fails(luks_device, files, begin);
+        assert!(luks_device.left().is_empty(), "{:?}", luks_device.left());
         let good = Line::linear(Sectors(0), Sectors(SIZE), machine.disk(0).number, Sectors(2048));
-        machine.linux.dm_load(&container.base, &[good]).unwrap();
-        machine.linux.dm_resume(&container.base, Visibility::Private).unwrap();
+        machine.linux.dm_load(&luks_device.base, &[good]).unwrap();
+        machine.linux.dm_resume(&luks_device.base, Visibility::Private).unwrap();
     });
 }
 
@@ -268,10 +271,10 @@ pub(super) fn not_written(machine: &Machine) {
         let device = machine.linux.find_device(Path::new("/dev/loop0")).unwrap().number;
         Target::Linear { device, offset: Sectors(0) }
     };
-    with_stretch(machine, hole, |container, files, begin| {
-        fails(container, files, begin);
+    with_stretch(machine, hole, |luks_device, files, begin| {
+        fails(luks_device, files, begin);
         // Half of the hot zone is written: it is not used until it can be completed.
-        assert!(!container.left().is_empty());
+        assert!(!luks_device.left().is_empty());
         shell("rm /run/full/filler");
     });
     shell("losetup -d /dev/loop0; umount /run/full");
