@@ -79,12 +79,6 @@ impl Sim {
     pub fn clear_tpm(&self) {
         self.0.machine.lock().key_servers.tpm.generation += 1;
     }
-
-    fn salt16(&self) -> [u8; 16] {
-        let mut salt = [0; 16];
-        self.0.random.lock().fill_bytes(&mut salt);
-        salt
-    }
 }
 
 /// The reason of a refusal and who refused, on one line.
@@ -161,7 +155,7 @@ fn seal(sim: &Sim, pin: &str, config: &Value, trust: bool, contents: &[u8], dept
     let Some(config) = config.as_object().filter(|_| depth < DEPTH_MAX) else {
         return refuse(pin, "the configuration is no object or is nested too deeply");
     };
-    let salt = sim.salt16();
+    let salt = sim.random_bytes();
     let (header, key) = match pin {
         "tang" => with_tang(sim, config, trust, &salt)?,
         "tpm2" => with_tpm(sim, config, &salt)?,
@@ -242,7 +236,7 @@ fn with_parts(sim: &Sim, config: &Map<String, Value>, trust: bool, contents: &[u
     sim.0.random.lock().fill_bytes(&mut key);
     let sealed = configs.into_iter().map(|(pin, config)| seal(sim, pin, config, trust, &key, depth + 1));
     let sealed = sealed.collect::<Attempt<Vec<String>>>()?;
-    let salt = sim.salt16();
+    let salt = sim.random_bytes::<16>();
     let parts = json!({"jwe": sealed, "p": BASE64URL_NOPAD.encode(&hash(&[b"prime", &salt[..]])), "t": threshold});
     let header = json!({"alg": "dir", "clevis": {"pin": "sss", "sss": parts}, "enc": "A256GCM"});
     Ok(compact(&header, &key, &salt, contents))

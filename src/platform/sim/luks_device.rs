@@ -129,9 +129,7 @@ impl<'a> SimulatedLuksDevice<'a> {
 
     /// Overwrites a keyslot's area.
     pub(super) fn wipe(&self, offset: u64) -> Result<()> {
-        let mut noise = [0; KEY_AREA];
-        self.sim.0.random.lock().fill_bytes(&mut noise);
-        self.write(offset, &noise)?;
+        self.write(offset, &self.sim.random_bytes::<KEY_AREA>())?;
         self.flush()
     }
 
@@ -171,8 +169,7 @@ impl<'a> SimulatedLuksDevice<'a> {
     pub(super) fn encode(&self, header: &StoredHeader, order: [bool; 2]) -> Result<[Vec<u8>; 2]> {
         let text = header.text();
         let copy = |second: bool| {
-            let mut salt = [0; 64];
-            self.sim.0.random.lock().fill_bytes(&mut salt);
+            let salt = self.sim.random_bytes();
             let no_room = || self.refused(LuksCall::Change, "the header has no space for the change");
             header.encode(&text, second, &salt).ok_or_else(no_room)
         };
@@ -231,7 +228,7 @@ impl<'a> SimulatedLuksDevice<'a> {
     // ---- keys ----
 
     pub(super) fn add_digest(&self, header: &mut StoredHeader, key: &Secret) -> std::result::Result<u32, NoRoom> {
-        let salt = self.sim.salt();
+        let salt = self.sim.random_bytes::<32>();
         header.add_digest(BASE64.encode(&salt), BASE64.encode(&digest(&salt, key.bytes())))
     }
 
@@ -244,7 +241,7 @@ impl<'a> SimulatedLuksDevice<'a> {
         key: &Secret,
     ) -> std::result::Result<(u64, Vec<u8>), NoRoom> {
         self.sim.note_slow_call();
-        let salt = self.sim.salt();
+        let salt = self.sim.random_bytes::<32>();
         let encoded = BASE64.encode(&salt);
         let kdf = match keyslot.cost {
             Cost::Guessable => Kdf::Argon2id { time: 4, memory: 1 << 20, cpus: 4, salt: encoded },
@@ -357,12 +354,6 @@ impl Sim {
         let mut key = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
         self.0.random.lock().fill_bytes(&mut key);
         Secret::new(key)
-    }
-
-    pub(super) fn salt(&self) -> [u8; 32] {
-        let mut salt = [0; 32];
-        self.0.random.lock().fill_bytes(&mut salt);
-        salt
     }
 }
 

@@ -237,8 +237,8 @@ impl Sim {
         Ok(())
     }
 
-    fn random_bytes(&self) -> [u8; 16] {
-        let mut bytes = [0; 16];
+    fn random_bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
         self.0.random.lock().fill_bytes(&mut bytes);
         bytes
     }

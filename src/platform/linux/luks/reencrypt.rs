@@ -7,21 +7,15 @@
 
 use std::path::Path;
 
-use libcryptsetup_rs::{
-    CryptParamsReencrypt,
-    consts::{
-        flags::CryptReencrypt,
-        vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
-    },
-};
+use libcryptsetup_rs::consts::{flags::CryptReencrypt, vals::CryptReencryptModeInfo};
 use rustix::mm::{MlockAllFlags, mlockall};
 
 use super::{
     connection::{DaemonConnection, may_use},
-    device::{LoadedLuksDevice, luks2_parameters, sync},
+    device::{LoadedLuksDevice, sync},
     fault::{LuksFault, Result, with_key},
     repair,
-    steps::{RESILIENCE, steps},
+    steps::{parameters, steps},
     wire::LuksAnswer,
 };
 use crate::{
@@ -87,17 +81,7 @@ pub(super) fn run(
         }
         (Begin::Decrypt, None) => (crypt_mode(ReencryptionMode::Decrypt), keyslot, None, CryptReencrypt::empty()),
     };
-    let parameters = CryptParamsReencrypt {
-        mode,
-        direction: CryptReencryptDirectionInfo::Forward,
-        resilience: RESILIENCE.0.to_owned(),
-        hash: RESILIENCE.1.to_owned(),
-        data_shift: 0,
-        max_hotzone_size: STEP.0,
-        device_size: 0,
-        luks2: Some(luks2_parameters(sector_size)),
-        flags,
-    };
+    let parameters = parameters(mode, sector_size, STEP, flags);
     // Cipher of the new data. The library wants none if there is no new cipher, or if the header
     // has it already.
     let cipher = cipher.as_deref().filter(|_| matches!(begin, Begin::Reencrypt { .. }));

@@ -12,19 +12,13 @@
 
 use std::path::Path;
 
-use libcryptsetup_rs::{
-    CryptParamsReencrypt,
-    consts::{
-        flags::CryptReencrypt,
-        vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
-    },
-};
+use libcryptsetup_rs::consts::{flags::CryptReencrypt, vals::CryptReencryptModeInfo};
 
 use super::{
-    device::{LoadedLuksDevice, luks2_parameters},
+    device::LoadedLuksDevice,
     fault::{LuksFault, Result, with_key},
     header::DataSegment,
-    steps::{RESILIENCE, steps},
+    steps::{parameters, steps},
     table::{foreign, number, table},
 };
 use crate::{
@@ -186,18 +180,8 @@ fn complete_on(other: &Path, passphrase: &[u8], stalled: StalledRange) -> Result
 fn begin(luks: &mut LoadedLuksDevice, passphrase: &[u8], flags: CryptReencrypt, step: Sectors) -> Result<()> {
     let json = luks.json()?;
     let sector_size = luks.metadata(&json).header(String::new())?.sector_size;
-    let parameters = CryptParamsReencrypt {
-        // The library uses the mode and direction of the header, not these.
-        mode: CryptReencryptModeInfo::Reencrypt,
-        direction: CryptReencryptDirectionInfo::Forward,
-        resilience: RESILIENCE.0.to_owned(),
-        hash: RESILIENCE.1.to_owned(),
-        data_shift: 0,
-        max_hotzone_size: step.0,
-        device_size: 0,
-        luks2: Some(luks2_parameters(sector_size)),
-        flags,
-    };
+    // The library uses the mode and direction of the header, not these.
+    let parameters = parameters(CryptReencryptModeInfo::Reencrypt, sector_size, step, flags);
     let mut library = luks.library.reencrypt_handle();
     library.reencrypt_init_by_passphrase(None, passphrase, None, None, None, parameters).map_err(with_key)?;
     Ok(())

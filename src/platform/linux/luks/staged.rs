@@ -13,23 +13,22 @@ use std::{
 };
 
 use libcryptsetup_rs::{
-    CryptParamsReencrypt,
-    consts::{
-        flags::CryptReencrypt,
-        vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
-    },
+    consts::{flags::CryptReencrypt, vals::CryptReencryptModeInfo},
     get_sector_size,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::Value;
 
 use super::{
-    device::{CIPHER, LoadedLuksDevice, ReceivedSecrets, bytes, fill, luks2_parameters},
+    device::{CIPHER, LoadedLuksDevice, ReceivedSecrets, bytes, fill},
     fault::{LuksFault, Result, with_key},
-    steps::RESILIENCE,
+    steps::parameters,
     wire::SentKeyslot,
 };
-use crate::platform::luks::{Header, HeaderLayout};
+use crate::{
+    base::units::Sectors,
+    platform::luks::{Header, HeaderLayout},
+};
 
 /// Formats a header that says that nothing is encrypted yet, and writes it to the device.
 pub(super) fn format(
@@ -50,17 +49,8 @@ pub(super) fn format(
     fill(&mut luks, keyslots, tokens, secrets)?;
     let sector_size = u32::try_from(get_sector_size(Some(&mut luks.library)))
         .map_err(|_| LuksFault::Other("the library does not return the encryption sector size".to_owned()))?;
-    let parameters = CryptParamsReencrypt {
-        mode: CryptReencryptModeInfo::Encrypt,
-        direction: CryptReencryptDirectionInfo::Forward,
-        resilience: RESILIENCE.0.to_owned(),
-        hash: RESILIENCE.1.to_owned(),
-        data_shift: 0,
-        max_hotzone_size: 0,
-        device_size: 0,
-        luks2: Some(luks2_parameters(sector_size)),
-        flags: CryptReencrypt::INITIALIZE_ONLY,
-    };
+    let parameters =
+        parameters(CryptReencryptModeInfo::Encrypt, sector_size, Sectors::ZERO, CryptReencrypt::INITIALIZE_ONLY);
     let passphrase = secrets.get(first.passphrase)?;
     let mut library = luks.library.reencrypt_handle();
     library

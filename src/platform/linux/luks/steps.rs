@@ -3,13 +3,42 @@
 
 use std::ffi::{c_int, c_void};
 
-use libcryptsetup_rs::LibcryptErr;
+use libcryptsetup_rs::{
+    CryptParamsReencrypt, LibcryptErr,
+    consts::{
+        flags::CryptReencrypt,
+        vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
+    },
+};
 
-use super::device::LoadedLuksDevice;
-use crate::{base::units::Bytes, platform::luks::Progress};
+use super::device::{LoadedLuksDevice, luks2_parameters};
+use crate::{
+    base::units::{Bytes, Sectors},
+    platform::luks::Progress,
+};
 
 /// Resilience of a step: the method and its hash.
-pub(super) const RESILIENCE: (&str, &str) = ("checksum", "sha256");
+const RESILIENCE: (&str, &str) = ("checksum", "sha256");
+
+/// Parameters of a job. `hot_zone_max` limits a step; 0 stands for the library's own limit.
+pub(super) fn parameters(
+    mode: CryptReencryptModeInfo,
+    sector_size: u32,
+    hot_zone_max: Sectors,
+    flags: CryptReencrypt,
+) -> CryptParamsReencrypt {
+    CryptParamsReencrypt {
+        mode,
+        direction: CryptReencryptDirectionInfo::Forward,
+        resilience: RESILIENCE.0.to_owned(),
+        hash: RESILIENCE.1.to_owned(),
+        data_shift: 0,
+        max_hotzone_size: hot_zone_max.0,
+        device_size: 0,
+        luks2: Some(luks2_parameters(sector_size)),
+        flags,
+    }
+}
 
 /// Called between steps; returns `true` to stop.
 type IsToStop<'a> = &'a mut dyn FnMut(Progress) -> bool;
