@@ -53,7 +53,7 @@ pub enum BadArguments {
     NotAVariant { position: usize, found: String },
     #[error("the interface name is empty; give the full name of an interface")]
     NoInterface,
-    #[error("the arguments cannot be understood; this is a fault of the daemon, please report it")]
+    #[error("cannot read the arguments because of a bug in the daemon; report it")]
     Row,
 }
 

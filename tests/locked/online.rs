@@ -2,11 +2,12 @@
 //! nobody who uses the pool notices.
 
 use stratisd::{
+    base::units::Sectors,
     engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
-    platform::Platform,
+    platform::{Platform, sim::Sim},
 };
 use support::{
-    bench::Bench,
+    bench::{Bench, GIB},
     disks,
     keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},
 };
@@ -140,4 +141,47 @@ fn every_device_records_whether_it_is_encrypted() {
     assert_ne!(recorded(&bench), clear);
     assert!(bench.run(ops::decrypt_pool(bench.id("p"))).unwrap());
     assert_eq!(recorded(&bench), clear);
+}
+
+/// The pool grows during the job without a write of its record per growth, which needs space that is taken in advance.
+#[test]
+fn an_encryption_takes_fifty_gib_in_advance() {
+    let sim =
+        Sim::builder().disk("/dev/a", Sectors(10 * GIB.0)).disk("/dev/b", Sectors(200 * GIB.0)).only_these().build();
+    let mut bench = Bench::start(sim);
+    set_key(&mut bench, "k", "secret of k");
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![]).unwrap();
+    assert_eq!(bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()])).unwrap().len(), 1);
+    assert!(bench.run(ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k")])).unwrap());
+    let json = disks::json_on(&bench.sim, "/dev/b");
+    let allocs = json["backstore"]["data_tier"]["blockdev"]["allocs"][0].as_array().unwrap();
+    let taken: u64 = allocs.iter().map(|segment| segment["length"].as_u64().unwrap()).sum();
+    assert!(taken >= 50 * GIB.0, "{taken} sectors, {json}");
+}
+
+/// A larger sector could be torn by a power cut where filesystems rely on a whole one.
+#[test]
+fn an_encryption_sector_is_the_smallest_of_the_pool() {
+    let sim = Sim::builder().physical(4096).build();
+    let mut bench = Bench::start(sim);
+    set_key(&mut bench, "k", "secret of k");
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![]).unwrap();
+    assert!(bench.run(ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k")])).unwrap());
+    let header = bench.sim.luks_read(&bench.sim.dm_node(&cap(&bench))).unwrap().unwrap();
+    assert_eq!(header.sector_size, 512, "{header:?}");
+}
+
+/// A running pool may lack its volume key after the daemon has been started again.
+#[test]
+fn a_job_without_the_volume_key_is_refused() {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![by_key(None, "k")]).unwrap();
+    unset_key(&mut bench, "k");
+    let mut bench = Bench::start(bench.sim);
+    let before = bench.pool("p").unwrap();
+    for refused in [ops::reencrypt_pool(bench.id("p")), ops::decrypt_pool(bench.id("p"))] {
+        let refusal = bench.run(refused);
+        assert!(matches!(refusal, Err(Error::VolumeKey { .. })), "{refusal:?}");
+    }
+    assert_eq!(bench.pool("p").unwrap(), before);
 }

@@ -1,7 +1,7 @@
 //! During a re-encryption job: what other requests may do, and how the job is interrupted, fails
 //! and resumes.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use stratisd::{
     base::{
@@ -199,6 +199,25 @@ fn a_reencrypted_pool_takes_devices_and_grows() {
     }
 }
 
+/// An opened LUKS device that is larger than its record says might be used past the end that the record knows.
+#[test]
+fn a_growth_that_is_not_recorded_is_taken_back() {
+    let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V1);
+    let (pool, device) = (bench.id("p"), device_at(&bench, SMALL));
+    let opened = bench.sim.dm_node(&stratisd::engine::dm_names::opened_device(device));
+    let size = |bench: &Bench| bench.sim.geometry(&opened).unwrap().size;
+    let before = size(&bench);
+    bench.sim.resize_disk(Path::new(SMALL), Sectors(8 * GIB.0)).unwrap();
+    event(&mut bench, DeviceAction::Change, SMALL);
+    let node = format!("/dev/dm-{}", bench.sim.find_device(&opened).unwrap().number.minor);
+    bench.sim.faults().fail_next(CallKind::Write, &node);
+    assert!(bench.run(ops::grow_device(pool, device)).is_err());
+    assert_eq!(size(&bench), before);
+    bench.check_nothing_left("a growth that failed");
+    assert!(bench.run(ops::grow_device(pool, device)).unwrap());
+    assert!(size(&bench) > before);
+}
+
 /// Requests that would change LUKS devices or the devices below them.
 fn other_requests(bench: &Bench) -> Vec<(&'static str, Step<Result<()>>)> {
     let pool = bench.id("p");
@@ -348,12 +367,22 @@ fn containers(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf
     }
 }
 
+/// The keyslots of each container; none where there is no container yet.
+fn keyslots(bench: &Bench, version: MetadataVersion) -> Vec<BTreeSet<u32>> {
+    let header = |path: std::path::PathBuf| bench.sim.header(&path);
+    containers(bench, version)
+        .into_iter()
+        .map(|path| header(path).map_or_else(BTreeSet::new, |found| found.keyslots))
+        .collect()
+}
+
 /// A job interrupted in its first hot zone: data has changed, and no byte counts as done.
 #[test]
 fn a_job_killed_in_its_first_part_resumes() {
     for (work, version) in WORKS {
         let found = (0..60).find_map(|step| {
             let mut bench = pool(Sim::builder().hot_zone(1).build(), work, version);
+            let before = keyslots(&bench, version);
             let rest = begun(&mut bench, work);
             let paths = containers(&bench, version);
             bench.sim.faults().kill_at(bench.sim.steps() + step);
@@ -363,15 +392,21 @@ fn a_job_killed_in_its_first_part_resumes() {
                 let state = bench.sim.header(path).unwrap().state;
                 state == DataEncryption::Unfinished { mode: work, done: Bytes(1) }
             };
-            paths.iter().any(is_hot).then_some(bench)
+            paths.iter().any(is_hot).then_some((bench, before))
         });
         let at = format!("{work:?} {version:?}");
-        let bench = found.unwrap_or_else(|| panic!("{at}: no step leaves the first part hot"));
+        let (bench, before) = found.unwrap_or_else(|| panic!("{at}: no step leaves the first part hot"));
         // By a daemon that finds it unlocked, and by one that must unlock it.
         let disks = bench.sim.clone();
         let mut bench = Bench::start(disks);
         assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().reencryption);
         assert!(bench.pool("p").unwrap().reencryption.is_none(), "{at}");
+        if work == ReencryptionMode::Reencrypt {
+            // On each device, also on those that the killed daemon had only prepared.
+            for (before, now) in before.iter().zip(keyslots(&bench, version)) {
+                assert!(!now.is_empty() && now.is_disjoint(before), "{at}: {before:?} {now:?}");
+            }
+        }
         assert_eq!(mark(&bench), 7, "{at}");
         bench.check_nothing_left(&at);
         bench.stop_pool("p").unwrap();

@@ -402,3 +402,37 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
     log::info!("pool {} has completed its re-encryption job", pool.name());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::base::units::Sectors;
+
+    fn header(state: DataEncryption, keyslots: &[u32], unused: &[u32]) -> Header {
+        Header {
+            uuid: String::new(),
+            data_offset: Sectors::ZERO,
+            sector_size: 512,
+            state,
+            keyslots: keyslots.iter().copied().collect::<BTreeSet<u32>>(),
+            unused: unused.iter().copied().collect(),
+            tokens: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_new_volume_key_is_one_whose_keyslot_counts() {
+        let before = header(DataEncryption::Encrypted, &[0, 1], &[1]);
+        let check = |keyslots: &[u32], unused: &[u32], expected: bool| {
+            let now = header(DataEncryption::Encrypted, keyslots, unused);
+            assert_eq!(is_done(&before, &now), expected, "{now:?}");
+        };
+        check(&[1], &[], true);
+        check(&[0, 1], &[0], true);
+        // Nothing has happened, or the new keyslot has been taken back.
+        check(&[0, 1], &[1], false);
+        check(&[0], &[], false);
+    }
+}

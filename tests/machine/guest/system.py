@@ -8,11 +8,14 @@ import select
 import signal
 import subprocess
 import threading
+import time
 
 import stratis_bus
 
 DISKS = os.environ["MACHINE_DISKS"].split()
 LIBC = ctypes.CDLL(None, use_errno=True)
+# Far longer than any program reads a device; reached only by a test that has failed.
+READING_SECONDS = 60
 
 
 def run(*command, check=True):
@@ -61,14 +64,20 @@ def mapped_devices():
 
 
 def remove_mapped(prefix=""):
-    """Removes the device-mapper devices with this prefix, from the top of the stack to the bottom."""
+    """Removes the device-mapper devices with this prefix, from the top of the stack to the bottom.
+
+    A program of udev, or the daemon, may still be reading a device on which something was written.
+    """
+    deadline = time.monotonic() + READING_SECONDS
     while True:
         rows = [row.split(":") for row in run("dmsetup", "info", "-c", "--noheadings", "-o", "name,open").split()]
         ours = [(name, users) for name, users in (row for row in rows if len(row) == 2) if name.startswith(prefix)]
         if not ours:
             return
         unused = [name for name, users in ours if users == "0"]
-        assert unused, f"cannot remove devices that are all in use: {ours}"
+        if not unused:
+            assert time.monotonic() < deadline, f"cannot remove devices that are all in use: {ours}"
+            settle()
         for name in unused:
             run("dmsetup", "remove", "--retry", name)
 

@@ -43,10 +43,11 @@ def test_a_stuck_program_holds_up_only_its_request(stratis, disks, silent):
             done(stratis.create_filesystem(other, "f", GIB))
             done(stratis.destroy_filesystem(other, stratis.pool("other").filesystems["f"].path))
             time.sleep(0.2)
-    (program,) = stuck
-    assert "thin_metadata_size" in program["program"], program
-    assert state(program["process"]) == "D", program
-    assert program["program"] in system.daemon_log(400)
+    # One of them at least: the check of the other pool may have run the program, too.
+    for program in stuck:
+        assert "thin_metadata_size" in program["program"], program
+        assert state(program["process"]) == "D", program
+        assert f"(process {program['process']}) was killed" in system.daemon_log(400)
     done(stratis.create_filesystem(other, "g", GIB))
     system.run("dmsetup", "resume", "slice0")
     caller.join()
