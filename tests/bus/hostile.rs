@@ -1,5 +1,6 @@
-//! P9: clients that mean no good, or are broken. The daemon answers what can be answered, others notice nothing, and
-//! afterwards it has no descriptor more and not much memory more than before.
+//! P9: hostile and broken clients. The daemon answers whatever can be answered, other clients
+//! notice nothing, and afterwards the daemon has no more descriptors and hardly more memory than
+//! before.
 
 use std::{
     fs::File,
@@ -18,13 +19,13 @@ use support::{
     daemon::Daemon,
 };
 
-/// More than this the daemon must not come to have, in KiB. Idle it has about 10 MiB; the rest is what one message
-/// may weigh (32 MiB on a system bus), several times over.
+/// Limit of the daemon's memory in KiB. Idle it has about 10 MiB; the rest is several times the
+/// longest message (32 MiB on a system bus).
 const RESIDENT_MAX_KIB: u64 = 300 << 10;
-/// An answer to nonsense is a sentence, whatever the nonsense.
+/// Longest error text, whatever the input.
 const ANSWER_BYTES_MAX: usize = 4096;
 
-/// A daemon with a pool and a filesystem, and a client that nothing may disturb.
+/// A daemon with a pool and a filesystem, and a client that must not be disturbed.
 struct Victim {
     bus: Bus,
     daemon: Daemon,
@@ -63,7 +64,7 @@ impl Victim {
         &self.objects[2]
     }
 
-    /// Somebody else is served as ever.
+    /// Checks that another client is served as before.
     fn is_fine(&self) {
         let name = self.bystander.call(client::get(self.filesystem(), FILESYSTEM, "Name"));
         assert_eq!(client::value(&name).as_deref(), Ok("home"));
@@ -72,10 +73,11 @@ impl Victim {
         self.bystander.done(client::destroy_filesystem(self.pool(), other));
     }
 
-    /// To be called when the attacker is gone.
+    /// Checks the daemon after the attacker has disconnected.
     fn ends_well(mut self, what: &str) {
         self.is_fine();
-        // Descriptors that came with messages are closed when the messages have been dealt with; all have, by now.
+        // The daemon closes the descriptors of a message after handling it, and it has handled all
+        // messages by now.
         assert_eq!(self.daemon.descriptors(), self.descriptors, "{what}");
         let (now, most) = (self.daemon.resident_kib(), self.daemon.resident_max_kib());
         println!("{what}: {now} KiB resident, at most {most}");
@@ -159,7 +161,7 @@ fn names_without_end() {
     assert_eq!(client::outcome(&attacker.call(few)), Outcome::Unchanged);
     refusal(&attacker, client::call(pool, POOL, "DestroyFilesystems", (unknown,)));
 
-    // A key of the longest description that the kernel takes can be set, no longer one.
+    // A key with the longest description of the kernel can be set, and no longer one.
     let set_key = |length| client::call(TOP, MANAGER, "SetKey", ("x".repeat(length), File::open("/dev/null").unwrap()));
     assert!(matches!(client::outcome(&attacker.call(set_key(4081))), Outcome::Changed(_)));
     for length in [4082, 1 << 16, 16 << 20] {
@@ -207,7 +209,7 @@ fn descriptors_too_few_and_too_many() {
         let mut create = client::create_filesystem(victim.pool(), "home");
         create.append_all((file(), file()));
         assert_eq!(client::outcome(&attacker.call(create)), Outcome::Unchanged);
-        // Nobody waits for the answer of this one.
+        // Nobody reads this reply.
         let mut unheard = client::call("/nowhere", MANAGER, "SetKey", ("description", file()));
         unheard.set_no_reply(true);
         attacker.send(unheard);
@@ -236,8 +238,8 @@ fn what_there_is_not() {
     victim.ends_well("unknown paths and members");
 }
 
-/// Below the library: messages that stop in the middle, and bytes that are no messages. The bus stands in front of us; what
-/// is to be shown is that nothing of it gets through to us.
+/// Below the library: truncated messages, and bytes that are no messages. The bus is in front of
+/// the daemon; nothing of this may reach it.
 #[test]
 fn broken_messages() {
     let victim = Victim::new();
@@ -257,7 +259,7 @@ fn broken_messages() {
         let mut head = vec![b'l', 1, 0, 1, 200, 0, 0, 0, 1, 0, 0, 0, 64, 0, 0, 0];
         head.resize(16 + round, 0);
         random.fill_bytes(&mut head[16..]);
-        // The bus may have hung up in the middle of it.
+        // The bus may have closed the connection already.
         let _ = socket.write_all(&head);
     }
     victim.ends_well("broken messages");
@@ -274,7 +276,7 @@ fn gone_in_the_middle_of_a_call() {
         attacker.post(client::get(victim.pool(), POOL, "Name"));
         attacker.flush();
         drop(attacker);
-        // The call is carried out all the same, or was never sent on by the bus.
+        // The call is carried out, or the bus never forwarded it.
         if round % 10 == 9 {
             let call = client::create_filesystem(victim.pool(), &format!("orphan{round}"));
             if let Outcome::Changed(words) = client::outcome(&victim.bystander.call(call)) {
@@ -286,7 +288,7 @@ fn gone_in_the_middle_of_a_call() {
             }
         }
     }
-    // Whatever was under way has come to its end when its name can be used.
+    // A name is free only after the requests for it have ended.
     for round in 0..100 {
         let name = format!("orphan{round}");
         victim.bystander.call(client::create_filesystem(victim.pool(), &name));
@@ -319,7 +321,7 @@ fn one_that_never_reads() {
     victim.ends_well("one that never reads");
 }
 
-/// Filesystems enough for lists of megabytes.
+/// Enough filesystems for lists of several megabytes.
 fn fill(victim: &mut Victim) -> usize {
     for pool in 0..5 {
         let made = victim.bystander.done(client::create_pool(&format!("full{pool}"), &[&format!("/dev/full{pool}")]));
@@ -345,8 +347,9 @@ fn message_bytes(message: &Message) -> usize {
     length
 }
 
-/// The bus keeps what a client does not read on our account, and stops reading from us at 127 MiB: one client that
-/// asked for more lists than that silenced the daemon for all others until it was gone.
+/// The bus charges the daemon for what a client does not read, and stops reading from the daemon at
+/// 127 MiB. One client that requested more lists silenced the daemon for all others until it
+/// disconnected.
 #[test]
 fn client_that_never_reads_its_lists_harms_nobody() {
     const READ: usize = 300;
@@ -370,7 +373,7 @@ fn client_that_never_reads_its_lists_harms_nobody() {
     }
     victim.is_fine();
 
-    // It turns out that it was only slow. It has what it may have, is told why not more, and then may ask again.
+    // The client was only slow. It gets its replies, then the refusals, and may call again.
     let slow = &attackers[0];
     let replies: Vec<Message> = asked.iter().step_by(attackers.len()).map(|serial| slow.wait(*serial)).collect();
     let (refused, lists): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| client::error_name(reply).is_some());
@@ -391,9 +394,10 @@ fn held_by_bus(client: &Client, name: &str) -> u32 {
     *prop_cast(&reply, "IncomingBytes").unwrap()
 }
 
-/// Signals are held on our account as well, and nobody can be refused there: a listener that never reads silences us
-/// when signals of `max_incoming_bytes` have come together. When it goes all goes on, and nothing was lost. This is about
-/// dbus-daemon, whichever bus the other tests have: dbus-broker disconnects a receiver then.
+/// The bus charges the daemon for unread signals as well, and no signal can be refused: a listener
+/// that never reads silences the daemon once `max_incoming_bytes` of signals are waiting. When it
+/// disconnects, everything resumes without loss. The test always uses dbus-daemon: dbus-broker
+/// disconnects such a receiver.
 #[test]
 fn signals_to_one_that_never_reads() {
     const HELD_MAX: u32 = 2_000_000;
@@ -415,7 +419,8 @@ fn signals_to_one_that_never_reads() {
     victim.ends_well("signals that nobody reads");
 }
 
-/// Found in review: the bus ends the connection of whoever sends a message that is too long, and only lists were looked at.
+/// Found in review: the bus disconnects the sender of a message that is too long, and only lists
+/// were checked.
 #[test]
 fn what_is_too_long_for_the_bus() {
     const MOST: u32 = 32_000;
@@ -425,7 +430,7 @@ fn what_is_too_long_for_the_bus() {
     let attacker = Client::new(&victim.bus);
     let stopped_pools = || attacker.call(client::get(TOP, MANAGER, "StoppedPools"));
     assert_eq!(client::error_name(&stopped_pools()), None);
-    // What is told of them together is longer than a message may be.
+    // Their properties together exceed the longest message.
     let names: Vec<String> = (10..74).map(|number| format!("{}{number}", "n".repeat(248))).collect();
     for name in &names {
         attacker.done(client::create_pool(name, &[&format!("/dev/{}", &name[50..])]));
@@ -455,7 +460,7 @@ fn what_is_too_long_for_the_bus() {
     victim.ends_well("too long for the bus");
 }
 
-/// Calls that want no answer, as fast as they can be sent: reads, and changes that have to queue for the pool.
+/// Calls without a reply, as fast as possible: reads, and changes that queue for the pool.
 #[test]
 fn a_flood_from_one_client() {
     let victim = Victim::new();

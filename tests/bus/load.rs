@@ -1,5 +1,6 @@
-//! The load under which other daemons stopped answering, or missed their own writes: a few writers with a reader that
-//! lists, and many clients of every kind. Everything must be answered, and every write be seen by its writer.
+//! The load under which other daemons stopped answering or missed their own writes: a few writers
+//! with a reader of lists, and many clients of every kind. Every call must be answered, and every
+//! writer must see its writes.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -22,7 +23,7 @@ impl Counts {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A look at a filesystem in a list and by `Get`; `None` if it must not be there.
+    /// Reads a filesystem in a list and by `Get`; `None` if it must not exist.
     fn look(&self, client: &Client, path: &str, wanted: Option<&str>) {
         let listed = client::labels(&client.list()).into_iter().find(|(at, _)| at == path);
         let listed = listed.map(|(_, label)| match label {
@@ -45,7 +46,7 @@ impl Counts {
     }
 }
 
-/// Creates, renames and destroys a filesystem, looking after each.
+/// Creates, renames and destroys a filesystem, with a read after each change.
 fn write(client: &Client, pool: &str, tag: &str, counts: &Counts) {
     let path = &client.done(client::create_filesystem(pool, tag))[0];
     counts.look(client, path, Some(tag));

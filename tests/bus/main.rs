@@ -1,5 +1,5 @@
-//! The promises about the bus (P1 to P6 and P9 of docs/architecture.md) on a whole daemon: one `stratisd --sim` on a bus of its own for each
-//! test, driven as clients would.
+//! The promises about the bus (P1 to P6 and P9 of docs/architecture.md), shown on a whole daemon:
+//! each test has a private bus and one `stratisd --sim`, driven as clients would.
 //!
 //! Order of events is asserted, never time; figures that are printed are for people (`cargo test --test bus --
 //! --nocapture`).

@@ -1,5 +1,6 @@
-//! P1, P5 and P6: what goes on beside something slow. Slow steps of the simulated machine here take an hour, so what is
-//! answered is answered while they are under way; only the figures are taken with short ones.
+//! P1, P5 and P6: other requests continue beside a slow one. Slow steps of the simulated machine
+//! take an hour here, so every reply comes while they are under way; only the figures use short
+//! ones.
 
 use std::{
     fs::File,
@@ -15,7 +16,7 @@ use support::{
 
 /// Slow steps of one pool at once.
 pub const SLOW_MAX: usize = 8;
-/// What the daemon logs of each format that has begun: its first write takes an hour.
+/// The daemon's log line for a format that has begun: its first write takes an hour.
 const SLOW_STEP: &str = "takes 3600000 ms";
 /// Slow steps of all at once, each about something else.
 pub const SLOW_MOST: usize = 64;
@@ -48,7 +49,7 @@ fn slow_pool_delays_no_read_and_no_pool() {
     quick.done(client::rename_pool(pool, "renamed"));
     let third = quick.done(client::create_pool("third", &["/dev/third"]));
     quick.done(client::destroy_pool(&third[0]));
-    // The slow call has neither ended nor been given up: its answer would stand before this one.
+    // The slow call has not ended: its reply would have come first.
     slow.call(client::ping());
     assert!(!slow.has_reply(serial));
     println!("answered beside a pool in the making: 2000 reads, 18 changes of other pools");
@@ -74,7 +75,7 @@ fn timed(client: &Client, call: dbus::Message) -> Duration {
     begin.elapsed()
 }
 
-/// Figures only: what is asserted is that the slow call is answered in the end, too.
+/// Prints figures; asserts only that the slow call is answered in the end.
 #[test]
 fn latencies_idle_and_beside_a_pool_creation() {
     let bus = Bus::start();
@@ -115,9 +116,10 @@ fn latencies_idle_and_beside_a_pool_creation() {
     report("meanwhile", gets, lists, changes);
 }
 
-/// One call less than the replies that a system bus lets a connection wait for, so that a `Ping` goes through, too.
+/// One call less than the pending replies that a system bus allows a connection, so that a `Ping`
+/// still passes.
 const CALLS_OF_EACH: usize = 127;
-/// Together with [`CALLS_OF_EACH`] they have twelve thousand calls waiting.
+/// Times [`CALLS_OF_EACH`], twelve thousand calls are waiting.
 const CLIENTS_WAITING: usize = 95;
 
 /// Figures of other pools beside requests that wait for a name; that the waiting ones do nothing meanwhile is counted in the
@@ -152,7 +154,8 @@ fn latencies_beside_twelve_thousand_parked_requests() {
     for client in &waiting {
         client.call(client::ping());
     }
-    // They come to the pool in the order of arrival, so all have found the name taken when this is answered.
+    // The pool takes them in order of arrival, so all have found the name taken when this reply
+    // comes.
     client.done(client::set_user_info(device, "last"));
     sample("parked");
     for (client, calls) in waiting.iter().zip(&calls) {
@@ -161,7 +164,7 @@ fn latencies_beside_twelve_thousand_parked_requests() {
     }
 }
 
-/// P6. No mkfs of these ends, so those that have begun are under way at the same time.
+/// P6. None of these formats ends, so all that have begun are under way together.
 #[test]
 fn filesystems_of_one_pool_are_formatted_in_parallel() {
     let bus = Bus::start();
@@ -183,7 +186,8 @@ fn filesystems_of_one_pool_are_formatted_in_parallel() {
     assert_eq!(more, 0, "a pool has its bound");
 }
 
-/// Eight formats that hung in one pool were half of the workers: keys were not listed, and no other pool was changed.
+/// Eight hung formats of one pool occupied half of the workers: keys were not listed, and no other
+/// pool was changed.
 #[test]
 fn hung_formats_delay_no_other_pool() {
     let bus = Bus::start();

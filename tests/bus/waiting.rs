@@ -1,4 +1,4 @@
-//! What calls that cannot be answered yet do to others: nothing, and what they hold is bounded.
+//! Calls that cannot be answered yet delay nobody, and what they hold is bounded.
 
 use std::{fs::File, io::Write, os::fd::OwnedFd};
 
@@ -9,11 +9,12 @@ use support::{
 
 use crate::slow::SLOW_MOST;
 
-/// Keys that one caller may let us wait for.
+/// Unwritten keys that the daemon accepts from one caller.
 const KEYS_MAX: usize = 64;
 const LIMITS_EXCEEDED: Option<&str> = Some("LimitsExceeded");
 
-/// Sends calls that set keys by pipes to which nothing has been written; their serial numbers and the other ends.
+/// Sends calls that set keys through pipes without data; returns their serial numbers and the write
+/// ends.
 fn unwritten_keys(client: &Client, count: usize) -> Vec<(u32, std::io::PipeWriter)> {
     let one = |number: usize| {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -42,7 +43,7 @@ fn keys_that_are_not_written_hold_up_nobody() {
         attacker.call(client::ping());
         assert!(keys.iter().all(|(waits, _)| !attacker.has_reply(*waits)));
         assert_eq!(daemon.descriptors(), descriptors + KEYS_MAX);
-        // It was only slow: each is answered as soon as it has written.
+        // The client was only slow: each call is answered as soon as its key is written.
         for (serial, writer) in &mut keys {
             writer.write_all(b"a key").unwrap();
             assert!(matches!(client::outcome(&attacker.wait(*serial)), Outcome::Changed(_) | Outcome::Unchanged));
@@ -79,7 +80,7 @@ fn one_pipe_in_several_calls_holds_up_nobody() {
     assert!(told.iter().any(|told| matches!(told, Outcome::Changed(_))), "{told:?}");
 }
 
-/// The end of the daemon does not wait for them.
+/// The stop of the daemon does not wait for them.
 #[test]
 fn unwritten_keys_do_not_delay_the_stop() {
     let bus = Bus::start();
@@ -96,7 +97,7 @@ fn unwritten_keys_do_not_delay_the_stop() {
     }
 }
 
-/// Found in review: calls that waited for a worker were kept whatever their number and length.
+/// Found in review: any number of calls of any length could wait for a worker.
 #[test]
 fn calls_that_wait_hold_a_bounded_amount() {
     let bus = Bus::start();
@@ -128,7 +129,7 @@ fn calls_that_wait_hold_a_bounded_amount() {
     println!("120 calls of {} names that wait: {more} KiB more", names.len());
     assert!(more < 64 << 10, "{more} KiB");
 
-    // Others go on with what needs nobody's slow disks.
+    // Other clients continue where no slow disk is involved.
     bystander.done(client::set_user_info(device, "mine"));
     let note = bystander.call(client::get(device, BLOCKDEV, "UserInfo"));
     assert_eq!(client::value(&note).as_deref(), Ok("(true mine)"));

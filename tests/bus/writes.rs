@@ -1,5 +1,5 @@
-//! P3 and P4 for one change at a time: when the reply is there, everybody sees the change, and its signals, and only
-//! those, have come before.
+//! P3 and P4 for one change at a time: when the reply arrives, every client sees the change, and
+//! exactly its signals have come before.
 
 use std::{
     collections::BTreeSet,
@@ -11,11 +11,11 @@ use support::{
     client::{self, BLOCKDEV, Client, FILESYSTEM, Label, Outcome, POOL, Signal},
 };
 
-/// How often a change is looked for after its reply, over all clients.
+/// Number of reads after a reply, over all clients.
 const TRIES: usize = 10_000;
 const CLIENTS: usize = 4;
 
-/// Another connection that looks, and what it has found.
+/// Another connection that reads, and its findings.
 struct Looker<'a> {
     client: Client,
     tries: &'a AtomicUsize,
@@ -40,7 +40,7 @@ impl Looker<'_> {
     }
 }
 
-/// One life of a pool: ten changes, each looked for by somebody else.
+/// The life of a pool: ten changes, each read by another client.
 fn one_life(caller: &Client, other: &Looker<'_>, pool_name: &str) {
     let made = caller.done(client::create_pool(pool_name, &[&format!("/dev/{pool_name}-a")]));
     let pool = &made[0];
@@ -105,18 +105,18 @@ impl Stage {
         Stage { client, pool: made[0].clone(), device: made[1].clone() }
     }
 
-    /// Carries out a change and gives its result and the signals that came before the reply.
+    /// Makes a change and returns its result and the signals that came before the reply.
     fn change(&self, call: dbus::Message) -> (Vec<String>, Vec<Signal>) {
         let words = self.client.done(call);
         let before = self.client.take_signals();
-        // What comes after the reply comes before the answer to this.
+        // Signals after the reply come before the reply to this call.
         let late = self.news();
         assert!(late.is_empty(), "after the reply: {late:?}");
         (words, before)
     }
 
-    /// The signals that have come by now, but for those of measured values: how full things are is looked at now and then,
-    /// and belongs to no call.
+    /// The signals so far, except those of usage, which is measured periodically and belongs to no
+    /// call.
     fn news(&self) -> Vec<Signal> {
         self.client.call(client::ping());
         let measured = |property: &String| matches!(property.as_str(), "TotalPhysicalUsed" | "Used");
@@ -127,7 +127,7 @@ impl Stage {
         self.client.take_signals().into_iter().filter(is_news).collect()
     }
 
-    /// A call that changes nothing, and must not say that it has.
+    /// Checks that a call without effect says so and sends no signal.
     #[track_caller]
     fn changes_nothing(&self, call: dbus::Message, wanted: &str) {
         let found = match client::outcome(&self.client.call(call)) {
@@ -221,7 +221,7 @@ fn an_unchanged_object_sends_no_signal() {
     client.done(client::set_user_info(device, "x"));
     client.take_signals();
 
-    // It is so already.
+    // Nothing has to change.
     stage.changes_nothing(client::create_pool("p", &["/dev/a"]), "unchanged");
     stage.changes_nothing(client::create_filesystem(pool, "home"), "unchanged");
     stage.changes_nothing(client::snapshot(pool, home, "other"), "unchanged");
@@ -230,7 +230,7 @@ fn an_unchanged_object_sends_no_signal() {
     stage.changes_nothing(client::add_devices(pool, &["/dev/a"]), "unchanged");
     stage.changes_nothing(client::add_devices(pool, &[]), "unchanged");
     stage.changes_nothing(client::destroy_filesystem(pool, "/org/storage/stratis3/999"), "unchanged");
-    // It cannot be.
+    // Impossible values.
     stage.changes_nothing(client::create_pool("p", &["/dev/other"]), "refused");
     stage.changes_nothing(client::create_pool("q", &["/dev/a"]), "refused");
     stage.changes_nothing(client::create_pool("q", &["relative"]), "refused");

@@ -101,7 +101,8 @@ fn stopped_with_cache(bench: &mut Bench, version: MetadataVersion) {
     cases::stop(bench, "p").expect("the pool can be stopped");
 }
 
-/// As [`stopped_with_cache`], the thin pool's metadata damaged: its repair is recorded before the cache is given up.
+/// As [`stopped_with_cache`], with damaged thin metadata: the repair is recorded before the cache
+/// is dropped.
 fn damaged_with_cache(bench: &mut Bench, version: MetadataVersion) {
     cached(bench, version);
     let metadata = stratisd::engine::dm_names::Role::ThinMeta.name(bench.id("p"));
@@ -166,7 +167,7 @@ fn start_without_cache(bench: &mut Bench) -> Result<()> {
     bench.run(ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::default(), CacheTier::Drop)).map(drop)
 }
 
-/// Something that must work in whichever state.
+/// An operation that must succeed in either state.
 fn other_pool(bench: &mut Bench) -> Result<()> {
     bench.create_pool("other", &["/dev/x"]).map(drop)
 }
@@ -181,7 +182,7 @@ const fn case(
     Case { name, versions, then, prepare, act, next: other_pool }
 }
 
-/// Everything that puts something on record.
+/// Every operation that commits.
 static CASES: &[Case] = &[
     case("create a pool", V2, Then::Look, |_, _| {}, |bench| pool(bench, MetadataVersion::V2)),
     case("create a pool in version 1", V1, Then::Look, |_, _| {}, |bench| pool(bench, MetadataVersion::V1)),
@@ -226,7 +227,7 @@ static CASES: &[Case] = &[
     case("start a pool with a revert", V2, Then::Look, reverting, |bench| bench.start_pool("p").map(drop)),
 ];
 
-/// As [`CASES`], of encrypted pools.
+/// As [`CASES`], for encrypted pools.
 pub static LOCKED: &[Case] = &[
     case(
         "create an encrypted pool",
@@ -266,27 +267,27 @@ pub static LOCKED: &[Case] = &[
     case("grow a device of an encrypted pool", V1, Then::Check, resized_locked, grow),
 ];
 
-/// How a step is struck.
+/// The kinds of strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     FailBefore,
     FailAfter,
 }
 
-/// What strikes after it.
+/// The kinds of second strikes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Second {
     FailBefore,
     FailAfter,
-    /// What the step is about can be changed no more, until the request has ended.
+    /// Every later change of the same subject fails until the request has ended.
     Breaks(String),
-    /// Nothing can be changed any more, until the request has ended.
+    /// Every later change fails until the request has ended.
     AllBreaks,
     Kill,
     PowerCut,
 }
 
-/// What is compared with.
+/// The states to compare with.
 struct Expected {
     steps: u64,
     at_once: (State, State),
@@ -307,12 +308,12 @@ impl Expected {
     }
 }
 
-/// Which of two states this is.
+/// The state that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Before,
     After,
-    /// Filesystems that were asked for together are there in part.
+    /// Some of the requested filesystems exist.
     Between,
 }
 
@@ -324,7 +325,7 @@ fn side(then: Then, found: &State, (before, after): &(State, State)) -> Option<S
     }
 }
 
-/// Strikes a machine and judges it; `Err`: what is wrong.
+/// Strikes a machine and judges it; the error says what is wrong.
 fn strike(
     variant: &Variant,
     expected: &Expected,
@@ -369,12 +370,12 @@ fn strike(
         let pools: Vec<_> = bench.names().iter().filter_map(|name| bench.pool(name)).collect();
         let is_restricted = pools.iter().any(|pool| {
             assert_eq!(pool.availability != Availability::Full, pool.restriction.is_some(), "{said}");
-            // A filesystem that could not be set up is told with its reason, too.
+            // A failed filesystem is shown with its reason, too.
             pool.availability != Availability::Full || !pool.failed_filesystems.is_empty()
         });
-        // An order to revert that could not be carried out stands, and is shown, until the pool is next set up from nothing.
+        // A revert that failed stays scheduled, and is shown, until the next set-up from nothing.
         is_ordered = pools.iter().flat_map(|pool| pool.filesystems.values()).any(|fs| fs.merge_scheduled);
-        // What is still up of a pool that does not run is told with its reason.
+        // Active leftovers of a stopped pool are shown with the reason.
         let is_told = is_restricted
             || is_ordered
             || bench.stopped().list().iter().any(|pool| pool.partial && pool.reason.is_some());
@@ -412,7 +413,7 @@ fn strike(
     bench = then.settle_started(bench);
     let mut found = State::of(&bench);
     if variant.is_locked() && !cut && side(then, &found, states).is_none() {
-        // What is closed stays closed until somebody says how it is to be opened.
+        // Locked pools stay locked until a user unlocks them.
         unlock_all(&mut bench, &trace);
         found = State::of(&bench);
     }
@@ -428,7 +429,7 @@ fn strike(
         let found = State::of(&bench);
         match side(then, &found, &expected.rebooted) {
             Some(side) if side == side_found || states.0 == states.1 || expected.rebooted.0 == expected.rebooted.1 => {}
-            // A LUKS2 header is not written anew at a start: what could not be taken back may only seem to have been.
+            // A start does not rewrite a LUKS2 header: an undo may only seem to have failed.
             Some(_) if variant.is_locked() && result.is_err() => {}
             _ => return wrong(&format!("a reboot after the next daemon, which found {side_found:?}"), &found),
         }
@@ -437,7 +438,7 @@ fn strike(
     Ok(side_found)
 }
 
-/// As [`strike`], a panic of the engine or of a check being something wrong like others.
+/// As [`strike`]; a panic of the engine or of a check is an error like others.
 fn strike_caught(
     variant: &Variant,
     expected: &Expected,
@@ -489,12 +490,14 @@ fn strike_pairs(variant: &Variant, pairs: u64, random: &mut StdRng, wrong: &mut 
                 8 => Second::Kill,
                 _ => Second::PowerCut,
             };
-            // A link that udev was asked for in vain is made at the next start; the operation is complete without it.
+            // The next start makes a link that udev did not make; the operation is complete without
+            // it.
             let is_link = |at: usize| steps.get(at).is_some_and(|step| step.call == CallKind::Announce);
             if is_link(at) || is_link(from - 1) {
                 continue;
             }
-            // Of a creation in version 1, which no client asks for, a broken disk keeps a container that says whose it is.
+            // Creating a pool of version 1, which no client requests, leaves a LUKS device that
+            // names its pool on a broken disk.
             let is_breakdown = matches!(second, Second::Breaks(_) | Second::AllBreaks);
             if is_breakdown && variant.name.starts_with("create an encrypted pool in version 1") {
                 continue;
@@ -516,13 +519,13 @@ fn strike_pairs(variant: &Variant, pairs: u64, random: &mut StdRng, wrong: &mut 
     counts
 }
 
-/// A number that is set for a run.
+/// A number from the environment.
 fn setting(key: &str, default: u64) -> u64 {
     std::env::var(key).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Found in review: an operation whose commit and whose undo failed left a pool that could not be set up, or one that came
-/// up in another state than its daemon had told.
+/// Found in review: an operation whose commit and undo both failed left a pool that could not be
+/// set up, or that started in another state than its daemon had reported.
 #[test]
 fn fault_pairs_leave_the_state_before_or_after() {
     let (pairs, seed) = (setting("PAIRS", 16), setting("PAIR_SEED", 11));

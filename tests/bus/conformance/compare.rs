@@ -1,4 +1,5 @@
-//! Recorded and found values compared: paths and UUIDs by what they stand for, which is learnt on the way.
+//! Compares recorded values with those found. Paths and UUIDs are matched by what they name, which
+//! is learnt on the way.
 
 use std::collections::BTreeMap;
 
@@ -109,7 +110,7 @@ impl Known {
                     return true;
                 }
                 let mut left: Vec<&Json> = found.iter().collect();
-                // Whatever has no name yet is looked for last.
+                // Values without a known name are matched last.
                 recorded.iter().all(|recorded| self.take(recorded, &mut left)) && left.is_empty()
             }
             (Json::Object(recorded), Json::Object(found)) => {

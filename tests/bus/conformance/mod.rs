@@ -1,4 +1,4 @@
-//! What the existing daemon was observed to answer, entry by entry, against this one.
+//! The observed answers of the existing daemon, entry by entry, compared with those of this one.
 //!
 //! `observed.jsonl` holds 361 requests in the order in which they were made, with reply and signals, as recorded
 //! (`docs/spec/dbus/dbus-behaviours.md`). Each must be answered in the same way here, or stand in `differences.json`, which says
@@ -50,7 +50,7 @@ enum Reply {
     },
 }
 
-/// Where this daemon does something else on purpose.
+/// A deliberate difference.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Difference {
@@ -65,7 +65,7 @@ struct Difference {
     arguments: Option<Vec<Json>>,
     /// The pool of object `~/4` gets filesystems until it has so many.
     fill_to: Option<usize>,
-    /// It cannot be asked, since what it is about was not made.
+    /// Skipped, since its object was not made.
     #[serde(default)]
     unreachable: bool,
 }
@@ -131,7 +131,7 @@ impl Run {
         }
     }
 
-    /// The call; `None` if it is about something that was not made.
+    /// The call; `None` if its object was not made.
     fn message(&self, entry: &Entry, arguments: &[Json]) -> Option<Message> {
         let (interface, member) = entry.member.rsplit_once('.').unwrap();
         let arguments: Vec<Json> = arguments.iter().map(|value| self.known.fill_in(value)).collect::<Option<_>>()?;

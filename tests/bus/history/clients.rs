@@ -1,4 +1,5 @@
-//! Makes a history: clients that call at random, all hearing what is told of labels, and a watcher that hears everything.
+//! Makes a history: clients call at random and hear what is signalled of labels, and a watcher
+//! hears everything.
 //!
 //! Few names, so that calls get in each other's way; each client chooses among the objects that it has heard of, so
 //! objects that are gone are called as well. Names that are given by renaming are never given twice.
@@ -21,7 +22,7 @@ use support::{
 };
 
 pub const CLIENTS: usize = 6;
-/// Names over which clients quarrel.
+/// Names that clients compete for.
 const NAMES: u32 = 6;
 /// More filesystems than this are not made; keeps lists small.
 const FILESYSTEMS_MAX: usize = 20;
@@ -75,7 +76,7 @@ pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
             })
             .collect();
         let clients: Vec<Stream> = streams.into_iter().map(|stream| stream.join().unwrap()).collect();
-        // What ends the watcher: a change that belongs to no client.
+        // A change that belongs to no client ends the watcher.
         let last = Client::new(bus);
         let made = last.done(client::create_pool(LAST, &["/dev/last"]));
         last.done(client::destroy_pool(&made[0]));
@@ -83,7 +84,7 @@ pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
     })
 }
 
-/// The pool that tells the watcher that all is over.
+/// The pool that ends the watcher.
 const LAST: &str = "the-end";
 
 fn watch(client: &Client, first: std::collections::BTreeMap<String, client::Interfaces>) -> Vec<Item> {
@@ -113,7 +114,7 @@ struct Caller {
     clock: Instant,
     random: StdRng,
     stream: Stream,
-    /// What this client has heard of.
+    /// Objects that this client has heard of.
     labels: Vec<(String, Label)>,
     /// Filesystems that it has heard of, and heard that they are gone.
     gone: Vec<String>,
@@ -186,7 +187,7 @@ impl Caller {
         for _ in 0..calls {
             self.step();
         }
-        // Nothing stays of this history for the next one.
+        // Removes everything before the next history.
         if matches!(self.own_pool, Some(Moment::Stopped { .. })) {
             self.pool_of_the_moment();
         }
@@ -218,7 +219,7 @@ impl Caller {
         }
     }
 
-    /// Makes a call and notes it.
+    /// Makes a call and records it.
     fn call(&mut self, what: What, message: Message, read: impl FnOnce(&Message) -> Answer) -> Answer {
         let begin = self.now();
         let reply = self.client.call(message);

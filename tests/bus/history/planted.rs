@@ -52,7 +52,7 @@ fn faults_in_the_daemon_are_found() {
     }
 }
 
-/// A delay is no fault: in whatever moment another thread comes in between, the promises are kept.
+/// A delay is no fault: whenever another thread runs in between, the promises hold.
 #[test]
 fn windows_held_open_break_no_promise() {
     for variables in [&[DELAYS][..], &[DELAYS, SMALL_PORTIONS]] {
