@@ -17,6 +17,8 @@ use stratisd::{
     },
 };
 
+use crate::examples::SIGNATURE_BLOCK;
+
 /// Longest wait for something that must happen.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
@@ -412,7 +414,8 @@ pub fn late_udev(place: &dyn Place) {
     platform.write(disk, &[WriteStep::At(0, &[0; 8192]), WriteStep::Flush]).unwrap();
     while next().class != DeviceClass::Unowned {}
     place.hold_udev();
-    platform.write(disk, &[WriteStep::At(512, &signature()), WriteStep::Flush]).unwrap();
+    let signature_block = [&SIGNATURE_BLOCK[..], &[0; 384]].concat();
+    platform.write(disk, &[WriteStep::At(512, &signature_block), WriteStep::Flush]).unwrap();
     assert_eq!((class(), superblock().as_deref()), (DeviceClass::Unowned, Some("stratis")));
     place.release_udev();
     assert_eq!(next().class, DeviceClass::Stratis);
@@ -420,16 +423,4 @@ pub fn late_udev(place: &dyn Place) {
     platform.write(disk, &[WriteStep::At(0, &[0; 8192]), WriteStep::Flush]).unwrap();
     while next().class != DeviceClass::Unowned {}
     assert_eq!(superblock(), None);
-}
-
-/// The worked example of a signature block of the specification (ondisk-metadata §2.2).
-fn signature() -> Vec<u8> {
-    const BEGINNING: &str = "ec38592021537472613074697386ff025e41726800004001000000000200000030313233343536373839616263646566\
-        303132333435363738396162636465666665646362613938373635343332313066656463626139383736353433323130\
-        f0070000000000000018000000000000000000000000000000f1536500000000";
-    let digit = |at: usize| u8::from_str_radix(&BEGINNING[at..at + 2], 16).unwrap();
-    let mut block: Vec<u8> = (0..BEGINNING.len()).step_by(2).map(digit).collect();
-    assert_eq!(block.len(), 128);
-    block.resize(512, 0);
-    block
 }
