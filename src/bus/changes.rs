@@ -11,6 +11,7 @@ use imbl::ordmap::DiffItem;
 use crate::{
     base::ids::PoolUuid,
     bus::{
+        manager::StoppedLists,
         message::{self, Envelope, NotAMessage, Outgoing},
         object_entry::ADDED_SIGNATURE,
         planted::{self, HistoryFault},
@@ -21,7 +22,7 @@ use crate::{
         tree::{Id, Object, ObjectState, TOP, Tree},
         wire::{Marshaller, Value},
     },
-    view::{Change, DeviceView, FilesystemView, PoolView, StoppedPoolsView, View},
+    view::{Change, DeviceView, FilesystemView, PoolView, View},
 };
 
 /// A signal about one object. Its messages are made when they are sent: making those of ten
@@ -41,10 +42,10 @@ pub enum Signal {
     },
     /// Properties of the top object have changed.
     Manager {
-        /// The view before.
-        before: View,
-        /// The view now.
-        after: View,
+        /// The lists of stopped pools before.
+        before: Arc<StoppedLists>,
+        /// The lists now.
+        after: Arc<StoppedLists>,
     },
 }
 
@@ -132,7 +133,7 @@ pub fn apply(old: &Tree, changes: Vec<Change>) -> (Tree, Vec<Signal>) {
             (None, None) => {}
         }
     }
-    step.change_manager(&old.view, &view);
+    step.change_manager(old, &view);
     step.tree.view = view;
     step.tree.version += 1;
     let ChangeBuilder { tree, removed, added, changed } = step;
@@ -213,9 +214,11 @@ impl ChangeBuilder {
         self.changed.extend(changed.map(|(before, after)| Signal::Changed { before, after }));
     }
 
-    fn change_manager(&mut self, before: &View, after: &View) {
-        if !Arc::ptr_eq(&before.stopped, &after.stopped) {
-            self.changed.push(Signal::Manager { before: before.clone(), after: after.clone() });
+    fn change_manager(&mut self, before: &Tree, after: &View) {
+        if !Arc::ptr_eq(&before.view.stopped, &after.stopped) {
+            let lists = Arc::new(before.stopped.after(&before.view.stopped, &after.stopped));
+            self.changed.push(Signal::Manager { before: Arc::clone(&before.stopped), after: Arc::clone(&lists) });
+            self.tree.stopped = lists;
         }
     }
 }
@@ -253,31 +256,19 @@ fn differences(
 
 /// With more stopped pools than this, the signal invalidates the list instead of sending it.
 /// Otherwise the list would be made and sent in eight revisions for each pool that stops.
-const STOPPED_TOLD_MAX: usize = 64;
+const STOPPED_SENT_MAX: usize = 64;
 
 /// The differences of the top object. Its properties are lists of stopped pools, few of which have
 /// changed. Only those few are compared in the form that clients see.
-fn manager_differences(before: &View, after: &View) -> Vec<(&'static Row, Option<Value>)> {
-    let [mut only_before, mut only_after] = [StoppedPoolsView::default(), StoppedPoolsView::default()];
-    for difference in before.stopped.pools().diff(after.stopped.pools()) {
-        match difference {
-            DiffItem::Add(_, new) => only_after.insert(Arc::clone(new)),
-            DiffItem::Remove(_, old) => only_before.insert(Arc::clone(old)),
-            DiffItem::Update { old: (_, old), new: (_, new) } => {
-                only_before.insert(Arc::clone(old));
-                only_after.insert(Arc::clone(new));
-            }
-        }
-    }
-    let [only_before, only_after] =
-        [only_before, only_after].map(|stopped| View { stopped: Arc::new(stopped), ..View::default() });
+fn manager_differences(before: &StoppedLists, after: &StoppedLists) -> Vec<(&'static Row, Option<Value>)> {
+    let [only_before, only_after] = before.differences(after);
     let rows = differences(
         InterfaceKind::Manager,
         PropertySource::Manager(&only_before),
         PropertySource::Manager(&only_after),
     );
-    let is_told = after.stopped.pools().len() <= STOPPED_TOLD_MAX;
-    let whole = |row| is_told.then(|| table::value(row, PropertySource::Manager(after))).flatten();
+    let is_sent = after.count() <= STOPPED_SENT_MAX;
+    let whole = |row| is_sent.then(|| table::value(row, PropertySource::Manager(after))).flatten();
     rows.into_iter().map(|(row, _)| (row, whole(row))).collect()
 }
 

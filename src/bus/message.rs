@@ -4,6 +4,7 @@
 //! A message is a new header followed by a body that is already bytes. libdbus parses the message
 //! before it is sent: an invalid one would make the bus end the connection. A list is not parsed,
 //! since that takes longer than the rest of sending it; its entries have been parsed, as signals.
+//! Nor is an answer that shares bytes, which are texts and constants of the daemon's own.
 //! Decoding trusts nothing: types must match the wanted signature, and the memory that one message
 //! can make the daemon allocate is limited. This module does not know what the values mean.
 
@@ -27,7 +28,7 @@ use crate::bus::{
     names::MESSAGE_MAX_VARIABLE,
     object_entry::ObjectEntry,
     send_queue::MessagePart,
-    wire::{Body, Descriptor, Marshaller, Types, Value},
+    wire::{Body, Descriptor, Marshaller, SharedBytes, Types, Value},
 };
 
 /// Longest array that the D-Bus specification allows. A message may be twice as long.
@@ -268,13 +269,34 @@ pub fn list(caller: &Caller, entries: Vec<Arc<ObjectEntry>>) -> Outgoing {
     Outgoing { parts, to: Some(caller.clone()) }
 }
 
+/// Makes an answer that shares bytes with others. As a list, it is not parsed.
+fn sharing(caller: &Caller, body: &Body) -> Result<Outgoing, NotAMessage> {
+    let body_bytes = body.length();
+    if body_bytes > ARRAY_BYTES_MAX {
+        return answer(caller, &Answer::Error(error_name::LIMITS_EXCEEDED, too_long(body_bytes, ARRAY_BYTES_MAX)));
+    }
+    let mut parts = Vec::with_capacity(2 * body.shared.len() + 2);
+    parts.push(MessagePart::Bytes(header(Envelope::Return(caller), &body.signature, body_bytes, 0).finish()));
+    let mut from = 0;
+    for SharedBytes { at, bytes } in &body.shared {
+        parts.push(MessagePart::Bytes(body.bytes[from..*at].to_vec()));
+        parts.push(MessagePart::Shared(Arc::clone(bytes)));
+        from = *at;
+    }
+    parts.push(MessagePart::Bytes(body.bytes[from..].to_vec()));
+    Ok(Outgoing { parts, to: Some(caller.clone()) })
+}
+
 /// Makes the message of an answer.
 ///
 /// # Errors
 /// As [`message`].
 pub fn answer(caller: &Caller, answer: &Answer) -> Result<Outgoing, NotAMessage> {
     match answer {
-        Answer::Return(body) => message(Envelope::Return(caller), &body.signature, &body.bytes),
+        Answer::Return(body) if body.shared.is_empty() => {
+            message(Envelope::Return(caller), &body.signature, &body.bytes)
+        }
+        Answer::Return(body) => sharing(caller, body),
         Answer::Error(name, text) => {
             let body = Body::of(&[Value::Str(readable(text.clone()))]);
             message(Envelope::Error(caller, name), &body.signature, &body.bytes)

@@ -30,6 +30,7 @@ mod error;
 mod introspect;
 pub mod job;
 mod lister;
+mod manager;
 mod message;
 mod methods;
 mod names;

@@ -36,6 +36,6 @@ impl ObjectEntry {
         if let Some((start, end)) = self.properties.get(usize::from(revision)) {
             m.array("{sv}", |m| m.marshalled(&self.bytes[*start as usize..*end as usize]));
         }
-        Body { signature: "a{sv}".into(), bytes: m.finish() }
+        m.finish_body("a{sv}")
     }
 }

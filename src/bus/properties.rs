@@ -7,9 +7,9 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     base::{ids::PoolUuid, name::Name, units::Sectors},
-    bus::{names::INTERFACE_LEVEL, wire::Value},
+    bus::wire::Value,
     engine::encryption::BINDINGS_MAX,
-    view::{DeviceTier, DeviceView, EncryptionView, FilesystemView, PoolView, StoppedPoolView, View},
+    view::{DeviceTier, DeviceView, EncryptionView, FilesystemView, PoolView},
 };
 
 /// The placeholder where there is no UUID.
@@ -43,7 +43,7 @@ fn bytes(size: Sectors) -> String {
     size.bytes().0.to_string()
 }
 
-fn path(path: &Path) -> Value {
+pub(super) fn path(path: &Path) -> Value {
     Value::str(path.to_string_lossy())
 }
 
@@ -53,95 +53,16 @@ pub(super) fn time(seconds: u64) -> String {
     stamp.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-// ---- Manager ----
-
-pub(super) fn version(_: &View) -> Value {
-    Value::str(INTERFACE_LEVEL)
-}
-
-/// Before r2: only stopped pools of version 1 whose encryption is not unlocked.
-pub(super) fn locked_pools(view: &View) -> Value {
-    pools(view, |pool| pool.encryption.is_some(), |_| Vec::new())
-}
-
-pub(super) fn stopped_pools_r2(view: &View) -> Value {
-    pools(view, |_| true, |_| Vec::new())
-}
-
-/// From r8 on, metadata version and features are always present, at least as "unknown".
-pub(super) fn stopped_pools_r8(view: &View) -> Value {
-    pools(
-        view,
-        |_| true,
-        |pool| {
-            let version = Value::Struct(vec![
-                Value::Bool(pool.metadata_version.is_some()),
-                Value::U64(pool.metadata_version.unwrap_or(0).into()),
-            ]);
-            let features = pool.features.unwrap_or_default();
-            let present = [
-                ("encryption", features.encryption),
-                ("key_description_present", features.key_description),
-                ("clevis_present", features.clevis),
-            ];
-            let names = present.into_iter().filter(|(_, is_there)| *is_there);
-            let features = Value::Struct(vec![
-                Value::Bool(pool.features.is_some()),
-                Value::Dict("{sb}", names.map(|(name, _)| (Value::str(name), Value::Bool(true))).collect()),
-            ]);
-            vec![("metadata_version", version), ("features", features)]
-        },
-    )
-}
-
-fn pools(
-    view: &View,
-    is_meant: fn(&StoppedPoolView) -> bool,
-    more: fn(&StoppedPoolView) -> Vec<(&'static str, Value)>,
-) -> Value {
-    let describe = |pool: &StoppedPoolView| {
-        let devices = pool.devices.iter().map(|(node, uuid)| {
-            Value::Dict(
-                "{ss}",
-                vec![(Value::str("devnode"), path(node)), (Value::str("uuid"), Value::str(uuid.simple()))],
-            )
-        });
-        let mut entries = vec![("devs", Value::Array("a{ss}", devices.collect()))];
-        // The name is shown even if other pools have it too. Requests by such a name are refused,
-        // and clients show the name to people.
-        if let Some(name) = &pool.name {
-            entries.push(("name", Value::str(name.as_str())));
-        }
-        if let Some(encryption) = &pool.encryption {
-            entries.push(("key_description", agreed(encryption.keys_agree, lowest_key(encryption))));
-            entries.push(("clevis_info", agreed(encryption.clevis_agree, lowest_clevis(encryption))));
-        }
-        entries.extend(more(pool));
-        Value::Dict("{sv}", entries.into_iter().map(|(key, value)| (Value::str(key), Value::variant(value))).collect())
-    };
-    let meant = view.stopped.pools().values().filter(|pool| is_meant(pool));
-    Value::Dict("{sa{sv}}", meant.map(|pool| (Value::str(pool.uuid.simple()), describe(pool))).collect())
-}
-
-/// `(bv)`: the value if the devices agree, otherwise a text that says why there is none.
-fn agreed(agreed: bool, information: Value) -> Value {
-    let inner = match agreed {
-        true => information,
-        false => Value::str("the devices of the pool do not agree on how it is encrypted"),
-    };
-    Value::Struct(vec![Value::Bool(agreed), Value::variant(inner)])
-}
-
 // ---- pool ----
 
 /// `(bs)`: the key description in the lowest slot.
-fn lowest_key(encryption: &EncryptionView) -> Value {
+pub(super) fn lowest_key(encryption: &EncryptionView) -> Value {
     let lowest = encryption.keys.iter().min_by_key(|(slot, _)| *slot);
     Value::optional_str(lowest.map(|(_, description)| description.clone()))
 }
 
 /// `(b(ss))`: pin and configuration in the lowest slot.
-fn lowest_clevis(encryption: &EncryptionView) -> Value {
+pub(super) fn lowest_clevis(encryption: &EncryptionView) -> Value {
     let lowest = encryption.clevis.iter().min_by_key(|(slot, ..)| *slot);
     let (pin, configuration) = lowest.map(|(_, p, c)| (p.as_str(), c.as_str())).unwrap_or_default();
     Value::Struct(vec![Value::Bool(lowest.is_some()), Value::Struct(vec![Value::str(pin), Value::str(configuration)])])

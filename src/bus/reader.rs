@@ -416,7 +416,7 @@ fn introspection(target: PathTarget<'_>) -> Response {
 fn subject<'a>(target: PathTarget<'a>, tree: &'a Tree) -> PropertySource<'a> {
     match target {
         PathTarget::Object(object) => object.state.subject(),
-        PathTarget::Top | PathTarget::Above(_) => PropertySource::Manager(&tree.view),
+        PathTarget::Top | PathTarget::Above(_) => PropertySource::Manager(&tree.stopped),
     }
 }
 
@@ -474,7 +474,7 @@ fn get(row: &'static Row, subject: PropertySource<'_>) -> Result<Answer, CallErr
     let value = table::value(row, subject).ok_or_else(|| CallError::NoValue(row.name.to_owned()))?;
     let mut m = Marshaller::default();
     m.property(&value);
-    Ok(Answer::Return(Body { signature: "v".into(), bytes: m.finish() }))
+    Ok(Answer::Return(m.finish_body("v")))
 }
 
 fn peer(method: &str) -> Result<Answer, CallError> {

@@ -58,5 +58,5 @@ pub fn all_properties(interface: Interface, subject: PropertySource<'_>) -> Body
             }
         }
     });
-    Body { signature: "a{sv}".into(), bytes: m.finish() }
+    m.finish_body("a{sv}")
 }

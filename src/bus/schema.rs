@@ -6,7 +6,10 @@
 use std::ops::RangeInclusive;
 
 use crate::{
-    bus::properties::{DeviceObject, FilesystemObject},
+    bus::{
+        manager::StoppedLists,
+        properties::{DeviceObject, FilesystemObject},
+    },
     view,
 };
 
@@ -117,7 +120,7 @@ pub enum Filler {
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub enum PropertySource<'a> {
-    Manager(&'a view::View),
+    Manager(&'a StoppedLists),
     Pool(&'a view::PoolView),
     Filesystem(&'a FilesystemObject),
     Device(&'a DeviceObject),

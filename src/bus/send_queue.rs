@@ -35,6 +35,8 @@ pub enum MessagePart {
     Entry(Arc<ObjectEntry>),
     /// The last entry of a list, without padding.
     LastEntry(Arc<ObjectEntry>),
+    /// Bytes that other messages have too.
+    Shared(Arc<[u8]>),
 }
 
 impl MessagePart {
@@ -44,6 +46,7 @@ impl MessagePart {
             MessagePart::Bytes(bytes) => bytes,
             MessagePart::Entry(entry) => entry.filled_up(),
             MessagePart::LastEntry(entry) => entry.added(),
+            MessagePart::Shared(bytes) => bytes,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{ops::RangeInclusive, panic::AssertUnwindSafe};
 
 use crate::{
     bus::{
+        manager::{self as manager_properties, StoppedLists},
         message::BadArguments,
         methods::{self, Call, HandlerResult},
         properties::{self, DeviceObject, FilesystemObject},
@@ -25,7 +26,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub enum Read {
-    Manager(fn(&view::View) -> Value),
+    Manager(fn(&StoppedLists) -> Value),
     Pool(fn(&view::PoolView) -> Value),
     Filesystem(fn(&FilesystemObject) -> Value),
     Device(fn(&DeviceObject) -> Value),
@@ -200,10 +201,10 @@ pub static ROWS: &[Row] = &[
     manager("StopPool", 6..=9, &[ID, ID_TYPE], "(bs)", methods::stop_pool_r6),
     manager("RefreshState", 2..=9, &[], "", methods::refresh_state).without_result(),
     manager("EngineStateReport", ALL, &[], "s", methods::engine_state_report),
-    property("Version", ALL, "s", Const, Read::Manager(properties::version)),
-    property("LockedPools", 0..=1, "a{sa{sv}}", New, Read::Manager(properties::locked_pools)),
-    property("StoppedPools", 2..=7, "a{sa{sv}}", New, Read::Manager(properties::stopped_pools_r2)),
-    property("StoppedPools", 8..=9, "a{sa{sv}}", New, Read::Manager(properties::stopped_pools_r8)),
+    property("Version", ALL, "s", Const, Read::Manager(manager_properties::version)),
+    property("LockedPools", 0..=1, "a{sa{sv}}", New, Read::Manager(manager_properties::locked_pools)),
+    property("StoppedPools", 2..=7, "a{sa{sv}}", New, Read::Manager(manager_properties::stopped_pools_r2)),
+    property("StoppedPools", 8..=9, "a{sa{sv}}", New, Read::Manager(manager_properties::stopped_pools_r8)),
 
     // ---- Report ----
     method(InterfaceKind::Report, "GetReport", ALL, &[("name", "s")], ("result", "s"), methods::get_report),
@@ -305,7 +306,7 @@ pub fn properties(kind: InterfaceKind) -> impl Iterator<Item = &'static Row> {
 pub fn value(row: &Row, subject: PropertySource<'_>) -> Option<Value> {
     let MemberShape::Property { read, .. } = row.member else { return None };
     let compute = AssertUnwindSafe(|| match (read, subject) {
-        (Read::Manager(read), PropertySource::Manager(view)) => Some(read(view)),
+        (Read::Manager(read), PropertySource::Manager(stopped)) => Some(read(stopped)),
         (Read::Pool(read), PropertySource::Pool(pool)) => Some(read(pool)),
         (Read::Filesystem(read), PropertySource::Filesystem(filesystem)) => Some(read(filesystem)),
         (Read::Device(read), PropertySource::Device(device)) => Some(read(device)),

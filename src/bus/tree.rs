@@ -14,6 +14,7 @@ use imbl::{OrdMap, Vector};
 use crate::{
     base::ids::{DevUuid, FsUuid, PoolUuid},
     bus::{
+        manager::StoppedLists,
         object_entry::ObjectEntry,
         properties::{DeviceObject, FilesystemObject},
         schema::{InterfaceKind, PropertySource},
@@ -117,6 +118,8 @@ pub struct Tree {
     pub version: u64,
     /// The view that the objects show.
     pub view: View,
+    /// The stopped pools of the view, as the top object shows them.
+    pub stopped: Arc<StoppedLists>,
     /// By the number in their paths.
     objects: OrdMap<u64, Arc<Object>>,
     numbers: OrdMap<Id, u64>,

@@ -32,6 +32,9 @@ pub enum Value {
     Array(&'static str, Vec<Value>),
     /// `a{…}`: signature of an entry with its braces, entries.
     Dict(&'static str, Vec<(Value, Value)>),
+    /// `a…`, whose elements are marshalled already: signature of an element, and the elements as
+    /// they stand at a multiple of 8. Only ever sent.
+    Elements(&'static str, Arc<[u8]>),
     /// `(…)`
     Struct(Vec<Value>),
     /// `v`
@@ -94,7 +97,7 @@ impl Value {
             Value::Str(_) => text.push('s'),
             Value::Path(_) => text.push('o'),
             Value::Descriptor(_) => text.push('h'),
-            Value::Array(element, _) | Value::Dict(element, _) => {
+            Value::Array(element, _) | Value::Dict(element, _) | Value::Elements(element, _) => {
                 text.push('a');
                 text.push_str(element);
             }
@@ -161,31 +164,63 @@ fn alignment(signature: &str) -> usize {
     }
 }
 
+/// Elements of fewer bytes are copied rather than shared.
+const SHARED_BYTES_MIN: usize = 4096;
+
 /// Bytes under construction. Position 0 must be a multiple of 8 in the message.
 #[derive(Debug, Default)]
 pub struct Marshaller {
     bytes: Vec<u8>,
+    shared: Vec<SharedBytes>,
+    /// How many bytes all shared ones have.
+    shared_length: usize,
+}
+
+/// Bytes that stand in a message without being copied into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedBytes {
+    /// How many bytes of the message's own precede them.
+    pub at: usize,
+    /// The bytes.
+    pub bytes: Arc<[u8]>,
 }
 
 impl Marshaller {
     /// Appends to existing bytes.
     pub fn after(bytes: Vec<u8>) -> Marshaller {
-        Marshaller { bytes }
+        Marshaller { bytes, ..Marshaller::default() }
     }
 
-    /// The finished bytes.
+    /// The finished bytes, with a copy of those that are shared.
     pub fn finish(self) -> Vec<u8> {
-        self.bytes
+        let mut whole = Vec::with_capacity(self.position());
+        let mut from = 0;
+        for SharedBytes { at, bytes } in &self.shared {
+            whole.extend_from_slice(&self.bytes[from..*at]);
+            whole.extend_from_slice(bytes);
+            from = *at;
+        }
+        if whole.is_empty() {
+            return self.bytes;
+        }
+        whole.extend_from_slice(&self.bytes[from..]);
+        whole
+    }
+
+    /// The finished bytes as the arguments of a message. Copies nothing.
+    pub fn finish_body(self, signature: impl Into<String>) -> Body {
+        Body { signature: signature.into(), bytes: self.bytes, shared: self.shared }
     }
 
     /// Number of bytes so far.
     pub fn position(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.shared_length
     }
 
     /// Appends zeros up to the next multiple of `to`.
     pub fn align(&mut self, to: usize) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
+        let padding = self.position().next_multiple_of(to) - self.position();
+        self.bytes.resize(self.bytes.len() + padding, 0);
     }
 
     /// `y`
@@ -241,15 +276,25 @@ impl Marshaller {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// The same for bytes that others have too. They are not copied if there are many.
+    fn shared(&mut self, bytes: &Arc<[u8]>) {
+        if bytes.len() < SHARED_BYTES_MIN {
+            return self.marshalled(bytes);
+        }
+        self.align(8);
+        self.shared.push(SharedBytes { at: self.bytes.len(), bytes: Arc::clone(bytes) });
+        self.shared_length += bytes.len();
+    }
+
     /// `a…`: the length, padding that the length does not include, and the elements that `fill`
     /// writes. `element` is the elements' signature.
     pub fn array<R>(&mut self, element: &str, fill: impl FnOnce(&mut Marshaller) -> R) -> R {
         self.u32(0);
         let length_at = self.bytes.len() - 4;
         self.align(alignment(element));
-        let start = self.bytes.len();
+        let start = self.position();
         let result = fill(self);
-        let length = (self.bytes.len() - start) as u32;
+        let length = (self.position() - start) as u32;
         self.bytes[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
         result
     }
@@ -273,6 +318,7 @@ impl Marshaller {
                     m.value(value);
                 }
             }),
+            Value::Elements(element, bytes) => self.array(element, |m| m.shared(bytes)),
             Value::Struct(fields) => {
                 self.align(8);
                 fields.iter().for_each(|v| self.value(v));
@@ -290,11 +336,18 @@ impl Marshaller {
 pub struct Body {
     /// Signature of all arguments together.
     pub signature: String,
-    /// The marshalled arguments.
+    /// The marshalled arguments, without the bytes that are shared.
     pub bytes: Vec<u8>,
+    /// Bytes that stand between those, in order.
+    pub shared: Vec<SharedBytes>,
 }
 
 impl Body {
+    /// How many bytes the arguments have.
+    pub fn length(&self) -> usize {
+        self.bytes.len() + self.shared.iter().map(|shared| shared.bytes.len()).sum::<usize>()
+    }
+
     /// No arguments.
     pub fn empty() -> Body {
         Body::default()
@@ -308,7 +361,7 @@ impl Body {
             value.push_signature(&mut signature);
             marshaller.value(value);
         }
-        Body { signature, bytes: marshaller.finish() }
+        marshaller.finish_body(signature)
     }
 }
 

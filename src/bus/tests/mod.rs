@@ -155,6 +155,7 @@ fn plain(value: &Value) -> String {
         Value::Str(v) => format!("'{v}'"),
         Value::Path(v) => v.clone(),
         Value::Descriptor(_) => "descriptor".into(),
+        Value::Elements(..) => "bytes".into(),
         Value::Array(_, values) => format!("[{}]", list(values)),
         Value::Struct(values) => format!("({})", list(values)),
         Value::Variant(inner) => plain(inner),

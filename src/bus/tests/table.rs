@@ -140,7 +140,7 @@ fn every_property_has_a_value_of_its_type() {
             InterfaceKind::Filesystem => tree.of(Id::Filesystem(pool_view.uuid, filesystem_id(5))),
             InterfaceKind::Blockdev => tree.of(Id::Device(pool_view.uuid, super::device_id(1000))),
         };
-        let subject = object.map_or(PropertySource::Manager(&tree.view), |object| object.state.subject());
+        let subject = object.map_or(PropertySource::Manager(&tree.stopped), |object| object.state.subject());
         let value = table::value(row, subject).unwrap_or_else(|| panic!("{row:?} has no value"));
         assert_eq!(value.signature(), signature, "{row:?}");
     }

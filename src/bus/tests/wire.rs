@@ -225,7 +225,7 @@ fn number_of_values_is_limited() {
 /// A filler descriptor: clients send `(false, 0)` and no descriptor with it.
 #[test]
 fn descriptor_that_is_not_there_is_none() {
-    let absent = reply(&Body { signature: "(bh)".into(), bytes: vec![0; 8] });
+    let absent = reply(&Body { signature: "(bh)".into(), bytes: vec![0; 8], shared: Vec::new() });
     let expected = Value::Struct(vec![Value::Bool(false), Value::Descriptor(None)]);
     assert_eq!(message::arguments(&absent, Types("(bh)")), Ok(vec![expected]));
 
