@@ -189,7 +189,7 @@ fn leftovers_of_a_destroyed_filesystem_block_nothing() {
     let struck = bench.sim.faults().struck();
     let (gone, said) = listen(|| destroy(&mut bench, &["f"]).unwrap());
     assert_eq!((gone, bench.sim.faults().struck() - struck), (1, 4));
-    assert!(said.contains("stays until the next set-up"), "{said}");
+    assert!(said.contains("which the next set-up completes"), "{said}");
     assert_eq!(bench.create_filesystems("p", &["f"]).unwrap(), 1);
     assert_eq!(destroy(&mut bench, &["g"]).unwrap(), 1);
     assert_eq!(origin(&bench, "s"), None);

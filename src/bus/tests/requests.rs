@@ -90,7 +90,7 @@ fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
     refused(create_pool("a b", slots(false), vec![], (Some(4097), None)), "`;`");
     refused(create_pool("a b", vec![], vec![], (Some(4097), Some("0b"))), "the name `a b`");
     refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4 KiB (4097 bytes) is no multiple of 4 KiB;");
-    refused(create_pool("ab", vec![((false, 0), "k"); 16], vec![], (None, None)), "16 ways");
+    refused(create_pool("ab", vec![((false, 0), "k"); 16], vec![], (None, None)), "16 unlock methods");
     refused(create_pool("ab", vec![((true, 32), "k")], vec![], bad_tag), "no token slot 32");
     refused(create_pool("a b", vec![], vec![((false, 0), "tang", r#"{"url":"http://x"}"#)], bad_tag), "`64b`");
     let untrusted = || vec![((false, 0), "tang", r#"{"url":"http://x"}"#)];

@@ -20,6 +20,7 @@ use crate::{
         metadata::PoolMetadata,
         ops::{
             leftovers::{self, clear_away},
+            links::{announce, when_linked},
             read_devices::renew,
         },
         pool::Pool,
@@ -229,7 +230,7 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Step<Re
         devices: pool.meta().devices().collect(),
         filesystems: pool.filesystems.keys().copied().collect(),
     };
-    let links = super::announce(engine, &pool, pool.filesystems.values());
+    let links = announce(engine, &pool, pool.filesystems.values());
     let uuid = pool.uuid();
     let (locked, unfinished) = (pool.lacks_volume_key(), pool.job().is_some());
     setup::insert(pool, name_claim).then(move |inserted| {
@@ -241,7 +242,7 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Step<Re
             if inserted.is_ok() && unfinished {
                 engine.begin(format!("re-encryption job of pool {uuid}"), super::reencryption_job::resume(uuid));
             }
-            super::when_linked(links, inserted.map(|()| started))
+            when_linked(links, inserted.map(|()| started))
         })
     })
 }

@@ -32,6 +32,7 @@ use crate::{
         claims::Key,
         error::{Error, Result},
         layout,
+        ops::pool_access::writable,
         plan::{
             growth::{self, Exhausted},
             sizes,
@@ -119,7 +120,7 @@ struct Checked {
 /// Checks a pool, using what is known of it.
 fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: Depth) -> Checked {
     let nothing = Checked { result: Ok(()), unknown: None, look_again: None };
-    let Ok(pool) = super::writable(granted, uuid) else { return nothing };
+    let Ok(pool) = writable(granted, uuid) else { return nothing };
     if depth == Depth::Whole {
         pool.make_sure(engine.platform());
     }
@@ -154,7 +155,7 @@ fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Step<Result<()>> {
             Err(error) => return Step::Done(Err(error)),
         };
         Step::write(uuid, move |_, granted| {
-            let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
+            let Ok(pool) = writable(granted, uuid) else { return Step::Done(Ok(())) };
             pool.growth.note_metadata_needed(asked, needed);
             check_now(uuid)
         })

@@ -12,6 +12,7 @@ use crate::{
         ops::{
             bring_up::consider,
             identify::{Look, identify, in_the_making, is_ours, settle, tell_of},
+            pool_access::{readable, writable},
         },
         registry::Moment,
         request::{Access, Mode, Share, Step},
@@ -119,7 +120,7 @@ fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
 /// a device that has gone, it stays dead, and counts again only when the pool has been stopped.
 fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
-        let Ok(running) = super::readable(granted, pool) else { return Step::Done(()) };
+        let Ok(running) = readable(granted, pool) else { return Step::Done(()) };
         let known =
             running.members.get(id).filter(|member| member.container.is_none() && !running.meta().is_in_use(id));
         let known = known.map(|member| (member.device.number, member.device.path.clone()));
@@ -137,7 +138,7 @@ fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
                 return Step::Done(());
             };
             Step::write(pool, move |engine, granted| {
-                let Ok(running) = super::writable(granted, pool) else { return Step::Done(()) };
+                let Ok(running) = writable(granted, pool) else { return Step::Done(()) };
                 if running.meta().is_in_use(id) {
                     return Step::Done(());
                 }
@@ -159,7 +160,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
     Step::slow(Share::Pool(pool), move |engine| {
         let Ok(geometry) = engine.platform().geometry(&found.path) else { return Step::Done(()) };
         Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
-            let known = match super::readable(granted, pool) {
+            let known = match readable(granted, pool) {
                 // Of an encrypted device, the outer one changes its size.
                 Ok(pool) => {
                     pool.members.get(device).filter(|member| member.outer().number == found.number).map(|member| {
@@ -171,7 +172,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
             };
             let Some((_, size)) = known.filter(|(known, now)| known != now) else { return Step::Done(()) };
             Step::write(pool, move |_, granted| {
-                if let Ok(pool) = super::writable(granted, pool) {
+                if let Ok(pool) = writable(granted, pool) {
                     if pool.check_changes().is_ok() {
                         pool.note_size(device, size);
                     }

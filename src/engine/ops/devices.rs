@@ -6,7 +6,6 @@ use crate::{
     base::{
         ids::{DevUuid, PoolUuid},
         name::{self, TextPurpose},
-        pool_ref::PoolRef,
     },
     engine::{
         Engine,
@@ -19,10 +18,14 @@ use crate::{
         layout::NewDevice,
         luks_device::{LuksDevice, LuksFormat},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
-        ops::{cache, candidates, check::and_use},
+        ops::{
+            cache, candidates,
+            check::and_use,
+            pool_access::{change, read_pool, unless_at_work, writable},
+        },
         plan::sector_rules::{self, SectorError, SectorSizes},
         pool::{Pool, sector_sizes},
-        request::{Access, Mode, Share, Step},
+        request::{Share, Step},
         thin_growth::follow_or_later,
         undo::Rollback,
     },
@@ -90,47 +93,40 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: DeviceAddition) -> Step<Re
         let keys = found.iter().map(|device| Key::Device(device.number)).chain(work);
         let claim = match engine.claims().claim_work(uuid, keys) {
             Ok(claim) => claim,
-            Err(taken) => return super::unless_at_work(uuid, taken, join(uuid, paths, purpose)),
+            Err(taken) => return unless_at_work(uuid, taken, join(uuid, paths, purpose)),
         };
-        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-            let pool = match super::readable(granted, uuid) {
-                Ok(pool) => pool,
-                Err(error) => return Step::Done(Err(error)),
-            };
-            match new_ones(pool, found, purpose) {
-                Ok(found) if found.is_empty() => Step::Done(Ok(Vec::new())),
-                Ok(found) => {
-                    let rules = SectorRules::of(pool, purpose);
-                    let (version, meta) = (pool.version(), pool.meta().clone());
-                    let parameters = match LuksParameters::of(pool, purpose) {
-                        Ok(parameters) => parameters,
-                        Err(error) => return Step::Done(Err(error)),
-                    };
-                    Step::blocking(move |engine| {
-                        let examined = engine.check_ending().and_then(|()| examine(engine, uuid, found, &rules));
-                        let ready = examined.and_then(|candidates| {
-                            let format = parameters
-                                .map(|parameters| parameters.luks_format(engine.platform(), uuid))
-                                .transpose()?;
-                            Ok((candidates, format))
-                        });
-                        let joining = Joining { uuid, version, meta, purpose, claim };
-                        match ready {
-                            Ok((candidates, None)) => joining.initialize(engine, candidates, Rollback::new()),
-                            Ok((candidates, Some(format))) => {
-                                candidates::format_each_luks(format, candidates).then(move |formatted| {
-                                    Step::blocking(move |engine| match formatted {
-                                        Ok((inside, undo)) => joining.initialize(engine, inside, undo),
-                                        Err(error) => Step::Done(Err(error)),
-                                    })
+        read_pool(uuid, move |_, pool| match new_ones(pool, found, purpose) {
+            Ok(found) if found.is_empty() => Step::Done(Ok(Vec::new())),
+            Ok(found) => {
+                let rules = SectorRules::of(pool, purpose);
+                let (version, meta) = (pool.version(), pool.meta().clone());
+                let parameters = match LuksParameters::of(pool, purpose) {
+                    Ok(parameters) => parameters,
+                    Err(error) => return Step::Done(Err(error)),
+                };
+                Step::blocking(move |engine| {
+                    let examined = engine.check_ending().and_then(|()| examine(engine, uuid, found, &rules));
+                    let ready = examined.and_then(|candidates| {
+                        let format =
+                            parameters.map(|parameters| parameters.luks_format(engine.platform(), uuid)).transpose()?;
+                        Ok((candidates, format))
+                    });
+                    let joining = Joining { uuid, version, meta, purpose, claim };
+                    match ready {
+                        Ok((candidates, None)) => joining.initialize(engine, candidates, Rollback::new()),
+                        Ok((candidates, Some(format))) => {
+                            candidates::format_each_luks(format, candidates).then(move |formatted| {
+                                Step::blocking(move |engine| match formatted {
+                                    Ok((inside, undo)) => joining.initialize(engine, inside, undo),
+                                    Err(error) => Step::Done(Err(error)),
                                 })
-                            }
-                            Err(error) => Step::Done(Err(error)),
+                            })
                         }
-                    })
-                }
-                Err(error) => Step::Done(Err(error)),
+                        Err(error) => Step::Done(Err(error)),
+                    }
+                })
             }
+            Err(error) => Step::Done(Err(error)),
         })
     })
 }
@@ -272,7 +268,7 @@ fn take_in(
 ) -> Step<Result<Vec<DevUuid>>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        let pool = match super::writable(granted, uuid) {
+        let pool = match writable(granted, uuid) {
             Ok(pool) => pool,
             Err(error) => return Step::Done(Err(undo.run(platform, error))),
         };
@@ -326,14 +322,11 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 /// Lets a pool use the space by which one of its data devices has grown. `false`: the device has
 /// not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
-    let chain = Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        let luks_device = super::readable(granted, uuid).and_then(|pool| {
-            pool.check_requests_for_space()?;
-            pool.check_no_work()?;
-            Ok(pool.members.get(device).and_then(|member| member.container.clone()))
-        });
+    let chain = read_pool(uuid, move |_, pool| {
+        let usable = pool.check_requests_for_space().and_then(|()| pool.check_no_work());
+        let luks_device = usable.map(|()| pool.members.get(device).and_then(|member| member.container.clone()));
         match luks_device {
-            Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
+            Ok(None) => change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
             Ok(Some(luks_device)) => grow_luks_device(uuid, luks_device),
             Err(error) => Step::Done(Err(error)),
         }
@@ -351,7 +344,7 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
             Ok(volume_key) => volume_key,
             Err(error) => return Step::Done(Err(error)),
         };
-        super::change(uuid, move |engine, pool| {
+        change(uuid, move |engine, pool| {
             let platform = engine.platform();
             pool.check_requests_for_space()?;
             pool.check_no_work()?;
@@ -434,7 +427,7 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
 
 /// Sets or removes the user info of a device. `false`: the device has that user info already.
 pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> Step<Result<bool>> {
-    super::change(uuid, move |engine, pool| change_user_info(engine.platform(), pool, device, info))
+    change(uuid, move |engine, pool| change_user_info(engine.platform(), pool, device, info))
 }
 
 fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, info: Option<String>) -> Result<bool> {

@@ -25,6 +25,7 @@ use crate::{
         },
         error::{Error, Result},
         metadata::MetadataVersion,
+        ops::pool_access::{read_pool, readable, unless_at_work, writable},
         pool::Pool,
         request::{Access, Mode, Step},
         undo::{Rollback, When},
@@ -40,7 +41,7 @@ use crate::{
 
 /// Adds a binding to a pool. `false`: the pool has it already.
 pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Step<Result<bool>> {
-    change(uuid, move |info| {
+    change_bindings(uuid, move |info| {
         Ok(match plan_bind(info, &request, slot)? {
             BindingPlan::Add { token } => Some(BindingChange::Add(Assigned { token, request: request.clone() })),
             BindingPlan::IdentityIfOpened(binding) => Some(BindingChange::Try(binding)),
@@ -51,7 +52,7 @@ pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Step<Res
 
 /// Removes a binding from a pool. `false`: the pool has no such binding.
 pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Step<Result<bool>> {
-    change(uuid, move |info| {
+    change_bindings(uuid, move |info| {
         Ok(match plan_unbind(info, kind, slot)? {
             BindingPlan::Remove(binding) => Some(BindingChange::Remove(binding.token)),
             _ => None,
@@ -62,7 +63,7 @@ pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Step<Result<bool
 /// Replaces the passphrase of a binding, or has Clevis encrypt a new one. `false`: the binding is
 /// already as requested.
 pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Step<Result<bool>> {
-    change(uuid, move |info| {
+    change_bindings(uuid, move |info| {
         Ok(match plan_rebind(info, &request, slot)? {
             BindingPlan::Replace(binding) => {
                 let request = match (&request, &binding.mechanism) {
@@ -118,19 +119,18 @@ pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<B
     })
 }
 
-fn change(
+fn change_bindings(
     uuid: PoolUuid,
     plan: impl Fn(&Info) -> Result<Option<BindingChange>> + Send + 'static,
 ) -> Step<Result<bool>> {
     Step::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::Encryption(uuid)]) {
             Ok(claim) => claim,
-            Err(taken) => return super::unless_at_work(uuid, taken, change(uuid, plan)),
+            Err(taken) => return unless_at_work(uuid, taken, change_bindings(uuid, plan)),
         };
-        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-            let planned = super::readable(granted, uuid).and_then(|pool| {
-                pool.check_requests()?;
-                pool.check_no_work()?;
+        read_pool(uuid, move |engine, pool| {
+            let usable = pool.check_requests().and_then(|()| pool.check_no_work());
+            let planned = usable.and_then(|()| {
                 Ok(plan(pool.encryption()?)?
                     .map(|change| (change, pool.version(), luks_locations(engine.platform(), pool))))
             });
@@ -152,7 +152,7 @@ fn change(
 /// who has the key of the removed binding could take the removal back.
 fn record_ahead(uuid: PoolUuid, change: &BindingChange) -> Step<Result<()>> {
     let BindingChange::Remove(token) = *change else { return Step::Done(Ok(())) };
-    super::change(uuid, move |engine, pool| {
+    super::pool_access::change(uuid, move |engine, pool| {
         let left: Vec<Kind> =
             pool.encryption()?.agreed()?.iter().filter(|b| b.token != token).map(Binding::kind).collect();
         pool.record_kinds(engine.platform(), |kind| left.contains(&kind))
@@ -220,7 +220,7 @@ fn carry_out(
 /// recorded.
 fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Step<Result<bool>> {
     Step::write(uuid, move |_, granted| {
-        if let Ok(pool) = super::writable(granted, uuid) {
+        if let Ok(pool) = writable(granted, uuid) {
             let what = error.sentence();
             log::error!("an unlock method of pool {} was removed, but that could not be noted: {what}", pool.name());
             let is_shown = |info: &Info| info.agreed().map_or(true, |bindings| bindings.get(token).is_some());
@@ -240,7 +240,7 @@ fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Step<Result<bool>> {
 fn note_undone(uuid: PoolUuid, luks_devices: Vec<LuksLocation>, error: Error, claim: Claim) -> Step<Result<bool>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        if let Ok(pool) = super::writable(granted, uuid) {
+        if let Ok(pool) = writable(granted, uuid) {
             show_anew(platform, pool, &luks_devices);
             if let Err(error) = pool.record_bindings(platform) {
                 log::warn!("could not record the unlock methods of pool {}: {}", pool.name(), error.sentence());
@@ -262,7 +262,7 @@ fn take_note(
 ) -> Step<Result<bool>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        let noted = super::writable(granted, uuid).and_then(|pool| {
+        let noted = writable(granted, uuid).and_then(|pool| {
             take_in(platform, pool, &luks_devices)?;
             pool.record_bindings(platform)?;
             Ok(pool)
@@ -475,7 +475,7 @@ pub(super) fn load_by_key(uuid: PoolUuid, description: KeyDescription) -> Step<(
 
 fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'static) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        let Ok(pool) = super::readable(granted, uuid) else { return Step::Done(()) };
+        let Ok(pool) = readable(granted, uuid) else { return Step::Done(()) };
         let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else {
             return Step::Done(());
         };
@@ -498,7 +498,7 @@ fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'stat
                 return Step::Done(());
             }
             Step::write(uuid, move |engine, granted| {
-                match super::writable(granted, uuid) {
+                match writable(granted, uuid) {
                     Ok(pool) => pool.note_volume_key(true),
                     // The pool has been stopped meanwhile.
                     Err(_) => volume_keys::forget(engine.platform(), uuid),

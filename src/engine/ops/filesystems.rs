@@ -1,6 +1,10 @@
 //! Creating, destroying and renaming filesystems (`docs/spec/engine/storage-stack.md` §9).
 
-use std::{any::Any, path::Path};
+use std::{
+    any::Any,
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     base::{
@@ -16,6 +20,10 @@ use crate::{
         error::{Error, Result},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Pending, Rest},
+        ops::{
+            links::{announce, when_linked},
+            pool_access::write_pool,
+        },
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
         request::{Part, Step, Wait},
@@ -24,7 +32,7 @@ use crate::{
         undo::{Rollback, When},
         xfs::{self, Discard},
     },
-    platform::{self, PendingLinks, Platform, WriteStep, dm::Visibility},
+    platform::{self, DeviceNumber, PendingLinks, Platform, WriteStep, dm::Visibility},
 };
 
 /// The description of a new filesystem.
@@ -68,11 +76,7 @@ pub(super) struct Batch {
 /// a journal entry may be left over, and it cannot tell a filesystem that was destroyed since from
 /// one that was never completed.
 pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Step<Result<Vec<(FsUuid, Name)>>> {
-    Step::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Step::Done(Err(error)),
-        };
+    write_pool(uuid, move |engine, pool| {
         let wanted = match admissible(engine.platform(), pool, &new) {
             Ok(wanted) if wanted.is_empty() => return Step::Done(Ok(Vec::new())),
             Ok(wanted) => wanted,
@@ -313,14 +317,10 @@ pub(super) fn complete_each(
 
 /// Takes new filesystems into the pool, or gives them up if `made` is an error.
 fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(FsUuid, Name)>>> {
-    Step::write(uuid, move |engine, granted| {
+    write_pool(uuid, move |engine, pool| {
         let platform = engine.platform();
         // The pool still exists: a request that takes it down waits for the claims that the batch
         // holds.
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Step::Done(Err(error)),
-        };
         let Batch { pending_filesystems, journal, undo, claim, awaited } = batch;
         for new in &pending_filesystems {
             pool.filesystems.remove_pending(new.filesystem.record.uuid);
@@ -352,7 +352,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
         }
         let created: Vec<(FsUuid, Name)> =
             pending_filesystems.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
-        let links = super::announce(engine, pool, pending_filesystems.iter().map(|new| &new.filesystem));
+        let links = announce(engine, pool, pending_filesystems.iter().map(|new| &new.filesystem));
         drop(awaited);
         let watched = pending_filesystems.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
         let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
@@ -367,17 +367,13 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
             let _ = super::check::arm_or_later(platform, pool, status, watched);
         }
         drop(claim);
-        super::when_linked(links, Ok(created))
+        when_linked(links, Ok(created))
     })
 }
 
 /// Destroys filesystems, all or none. Returns those that existed.
 pub fn destroy_filesystems(uuid: PoolUuid, to_destroy: Vec<FsUuid>) -> Step<Result<Vec<FsUuid>>> {
-    Step::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Step::Done(Err(error)),
-        };
+    write_pool(uuid, move |engine, pool| {
         let mut existing: Vec<FsUuid> =
             to_destroy.iter().filter(|id| pool.filesystems.contains(**id)).copied().collect();
         existing.sort_unstable();
@@ -393,7 +389,7 @@ pub fn destroy_filesystems(uuid: PoolUuid, to_destroy: Vec<FsUuid>) -> Step<Resu
             Ok(()) => Step::Done(Ok(existing)),
             Err(error) => {
                 pool.note_failure(&error);
-                super::when_linked(find_again(engine, pool, &existing), Err(error))
+                when_linked(find_again(engine, pool, &existing), Err(error))
             }
         }
     })
@@ -405,7 +401,7 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
     pool.check_requests_for_space()?;
     let pending = to_destroy.iter().map(|id| may_go(pool, *id, to_destroy)).collect::<Result<Vec<_>>>()?;
     let filesystems = to_destroy.iter().filter_map(|id| pool.filesystems.get(*id));
-    super::check_unmounted(platform, filesystems.map(|filesystem| (filesystem.name.clone(), filesystem.number)))?;
+    check_unmounted(platform, filesystems.map(|filesystem| (filesystem.name.clone(), filesystem.number)))?;
     let journal = Journal::Destroy(pending.clone());
     let ((), undo) = Rollback::new().guard(platform, |undo| {
         for id in to_destroy {
@@ -469,7 +465,7 @@ fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box
             }
         }
     }
-    super::announce(engine, pool, &moved)
+    announce(engine, pool, &moved)
 }
 
 /// Checks that a filesystem may be destroyed, and returns the journal's description of it.
@@ -505,11 +501,7 @@ fn clean_up(engine: &Engine, pool: &Pool, pending: &[Pending], survivors: &[File
 
 /// Renames a filesystem. `false`: it has that name already.
 pub fn rename_filesystem(uuid: PoolUuid, id: FsUuid, name: Name) -> Step<Result<bool>> {
-    Step::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Step::Done(Err(error)),
-        };
+    write_pool(uuid, move |engine, pool| {
         let taken = Key::Filesystem(uuid, name.clone());
         if engine.claims().is_claimed(&taken) {
             return Step::parked(taken, rename_filesystem(uuid, id, name));
@@ -517,8 +509,8 @@ pub fn rename_filesystem(uuid: PoolUuid, id: FsUuid, name: Name) -> Step<Result<
         match rename(engine, pool, id, name) {
             Ok(None) => Step::Done(Ok(false)),
             Ok(Some(renamed)) => {
-                let links = super::announce(engine, pool, [&renamed]);
-                super::when_linked(links, Ok(true))
+                let links = announce(engine, pool, [&renamed]);
+                when_linked(links, Ok(true))
             }
             Err(error) => {
                 pool.note_failure(&error);
@@ -562,4 +554,24 @@ pub(super) fn save_record(engine: &Engine, pool: &Pool, record: &FilesystemRecor
             leaves: crate::view::Availability::NoRequests,
         },
     })
+}
+
+/// Refuses if one of these filesystems is mounted. Reads the mounts once, however many filesystems
+/// there are.
+pub(super) fn check_unmounted(
+    platform: &dyn Platform,
+    filesystems: impl Iterator<Item = (Name, DeviceNumber)>,
+) -> Result<()> {
+    let filesystems: Vec<(Name, DeviceNumber)> = filesystems.collect();
+    let numbers: Vec<DeviceNumber> = filesystems.iter().map(|(_, number)| *number).collect();
+    let mut mounts: HashMap<DeviceNumber, Vec<PathBuf>> = HashMap::new();
+    for mount in platform.mounts(&numbers)? {
+        mounts.entry(mount.number).or_default().push(mount.shown());
+    }
+    for (name, number) in filesystems {
+        if let Some(mount_points) = mounts.remove(&number) {
+            return Err(Error::Mounted { name, mount_points });
+        }
+    }
+    Ok(())
 }

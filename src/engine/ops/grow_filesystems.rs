@@ -28,7 +28,10 @@ use crate::{
         claims::{Claim, Key},
         dm_names::Role,
         error::{Error, Result},
-        ops::filesystems::save_record,
+        ops::{
+            filesystems::save_record,
+            pool_access::{change, readable, writable},
+        },
         plan::{
             growth::{self, Extension},
             sizes,
@@ -64,7 +67,7 @@ pub fn check_filesystems(uuid: PoolUuid) -> Step<()> {
 /// up behind a slow XFS.
 pub fn check_filesystems_now(uuid: PoolUuid) -> Step<Result<()>> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        let Ok(pool) = super::readable(granted, uuid) else { return Step::Done(Ok(())) };
+        let Ok(pool) = readable(granted, uuid) else { return Step::Done(Ok(())) };
         if pool.check_changes().is_err() || pool.filesystems.is_empty() || !may_grow(pool) {
             return Step::Done(Ok(()));
         }
@@ -131,7 +134,7 @@ struct Extended {
 /// Records the new sizes, gives them to the thin devices, then extends the XFS on them.
 fn extend(uuid: PoolUuid, seen: Vec<MountedFilesystem>) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
-        let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
+        let Ok(pool) = writable(granted, uuid) else { return Step::Done(Ok(())) };
         // A request that wants to use the pool alone is not kept waiting; there will be another
         // check.
         if pool.check_changes().is_err() || !may_grow(pool) || engine.claims().is_claimed(&Key::Drain(uuid)) {
@@ -259,7 +262,7 @@ fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Step<Result<()>> {
 /// each group has a header.
 fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Step<()> {
     Step::write(uuid, move |engine, granted| {
-        if let Ok(pool) = super::writable(granted, uuid) {
+        if let Ok(pool) = writable(granted, uuid) {
             pool.refresh_filesystems(engine.platform(), grown.iter().map(|(id, _)| *id));
             pool.refresh_thin_pool(engine.platform(), None);
         }
@@ -270,7 +273,7 @@ fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Step<()> {
 
 /// Sets or removes a filesystem's size limit. `false`: the filesystem has that limit already.
 pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Step<Result<bool>> {
-    super::change(uuid, move |engine, pool| change_size_limit(engine, pool, id, limit))
+    change(uuid, move |engine, pool| change_size_limit(engine, pool, id, limit))
 }
 
 fn change_size_limit(engine: &Engine, pool: &mut Pool, id: FsUuid, limit: Option<Sectors>) -> Result<bool> {

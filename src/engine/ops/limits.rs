@@ -2,18 +2,21 @@
 //! (`docs/spec/engine/storage-stack.md` §10.7).
 
 use crate::{
-    base::{ids::PoolUuid, pool_ref::PoolRef, units::Sectors},
+    base::{ids::PoolUuid, units::Sectors},
     engine::{
         bda::Choose,
         error::{Error, Result},
         layout,
-        ops::check::and_use,
+        ops::{
+            check::and_use,
+            pool_access::{change, read_pool, write_pool},
+        },
         plan::{
             growth::{self, Exhausted},
             sizes,
         },
         pool::Pool,
-        request::{Access, Mode, Step},
+        request::Step,
         thin_devices::thin_metadata_size,
         thin_growth::{facts, follow_or_back},
     },
@@ -22,17 +25,12 @@ use crate::{
 
 /// Raises the number of filesystems that a pool may have, and allocates thin metadata for as many.
 pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Step<Result<()>> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        let usable = super::readable(granted, uuid).and_then(|pool| may_have(pool, limit).map(|()| pool.usable_size()));
-        match usable {
+    read_pool(uuid, move |_, pool| {
+        match may_have(pool, limit).map(|()| pool.usable_size()) {
             Err(error) => Step::Done(Err(error)),
             Ok(usable) => Step::blocking(move |engine| match thin_metadata_size(engine.platform(), usable, limit) {
                 Err(error) => Step::Done(Err(error)),
-                Ok(needed) => Step::write(uuid, move |engine, granted| {
-                    let pool = match super::writable(granted, uuid) {
-                        Ok(pool) => pool,
-                        Err(error) => return Step::Done(Err(error)),
-                    };
+                Ok(needed) => write_pool(uuid, move |engine, pool| {
                     if pool.usable_size() != usable {
                         // The pool has grown meanwhile and needs another amount of metadata.
                         return set_fs_limit(uuid, limit);
@@ -91,7 +89,7 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
 
 /// Allows or forbids overprovisioning. `false`: it is allowed or forbidden already.
 pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Step<Result<bool>> {
-    let chain = super::change(uuid, move |engine, pool| change_overprovisioning(engine.platform(), pool, allowed));
+    let chain = change(uuid, move |engine, pool| change_overprovisioning(engine.platform(), pool, allowed));
     and_use(uuid, chain, move |changed| *changed && allowed)
 }
 

@@ -9,18 +9,27 @@
 //! event says nothing as long as the filesystem is in the making or a request waits for its link
 //! (`engine::awaited_links`).
 
+use std::time::Duration;
+
 use crate::{
     base::{
         ids::{FsUuid, PoolUuid},
         pool_ref::PoolRef,
     },
     engine::{
-        Engine, dm_names,
+        Engine,
+        awaited_links::AwaitedMark,
+        dm_names,
+        ops::pool_access::readable,
         pool::{Filesystem, Pool},
         request::{Access, Granted, Mode, Step},
     },
-    platform::Announcement,
+    platform::{Announcement, PendingLinks},
 };
+
+/// Longest wait for udev to make the links of filesystems. A machine under load takes tens of
+/// milliseconds.
+const LINKS_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A missing link is asked for after 1, 2, 4, 8 and so on looks in a row that found it missing;
 /// from this number of looks on, only at its multiples. A udev that cannot make links must not be
@@ -28,7 +37,7 @@ use crate::{
 const LOOKS_MAX: u32 = 64;
 
 /// What udev is told about a filesystem.
-pub(super) fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement {
+fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement {
     Announcement {
         number: filesystem.number,
         filesystem: filesystem.record.uuid,
@@ -106,7 +115,53 @@ fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Step<()> {
 
 /// The links that should exist.
 fn wanted(granted: Granted<'_>, uuid: PoolUuid, only: Option<FsUuid>) -> Vec<Announcement> {
-    let Ok(pool) = super::readable(granted, uuid) else { return Vec::new() };
+    let Ok(pool) = readable(granted, uuid) else { return Vec::new() };
     let filesystems = pool.filesystems.values().filter(|filesystem| only.is_none_or(|id| id == filesystem.record.uuid));
     filesystems.map(|filesystem| announcement(pool, filesystem)).collect()
+}
+
+/// Asks udev for the links of filesystems. A failure is only logged: the filesystems exist without
+/// their links.
+pub(super) fn announce<'a>(
+    engine: &Engine,
+    pool: &Pool,
+    filesystems: impl IntoIterator<Item = &'a Filesystem>,
+) -> Option<Box<dyn PendingLinks>> {
+    let announcements: Vec<Announcement> =
+        filesystems.into_iter().map(|filesystem| announcement(pool, filesystem)).collect();
+    let pool_name = &announcements.first()?.pool_name;
+    for announcement in announcements.iter().filter(|announcement| announcement.former_link().is_some()) {
+        log::warn!(
+            "the link of filesystem {} of pool {pool_name} is {}, because udev does not keep the names as they are; \
+             rename the pool or the filesystem",
+            announcement.name,
+            announcement.link().display()
+        );
+    }
+    // Noted before udev can answer.
+    let awaited = AwaitedMark::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
+    let announced = engine.platform().announce(&announcements);
+    // Try once more: a user waits for the link, and asking twice does no harm.
+    announced
+        .or_else(|_| engine.platform().announce(&announcements))
+        .inspect_err(|error| log::warn!("could not tell udev of filesystems of pool {pool_name}: {error}"))
+        .map(|links| awaited.hold(links))
+        .ok()
+}
+
+/// Gives `value` when the links exist, or when a longer wait would not help.
+pub(super) fn when_linked<T: Send + 'static>(links: Option<Box<dyn PendingLinks>>, value: T) -> Step<T> {
+    match links {
+        None => Step::Done(value),
+        Some(links) => Step::Linked(
+            links,
+            LINKS_WAIT_MAX,
+            Box::new(move |_, missing| {
+                for missing in missing {
+                    log::warn!("udev has not made the link {}", missing.display());
+                }
+                Step::Done(value)
+            }),
+        ),
+    }
 }

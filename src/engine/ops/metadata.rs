@@ -3,17 +3,15 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    base::{
-        ids::{FsUuid, PoolUuid},
-        pool_ref::PoolRef,
-    },
+    base::ids::{FsUuid, PoolUuid},
     engine::{
         bda,
         error::{Error, Result},
         mdv::Mdv,
         metadata::FilesystemRecord,
+        ops::pool_access::read_pool,
         pool::Pool,
-        request::{Access, Mode, Step},
+        request::Step,
     },
     platform::Platform,
 };
@@ -63,7 +61,5 @@ fn look_at(
     uuid: PoolUuid,
     look: impl FnOnce(&dyn Platform, &Pool) -> Result<String> + Send + 'static,
 ) -> Step<Result<String>> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        Step::Done(super::readable(granted, uuid).and_then(|pool| look(engine.platform(), pool)))
-    })
+    read_pool(uuid, move |engine, pool| Step::Done(look(engine.platform(), pool)))
 }

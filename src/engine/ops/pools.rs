@@ -18,11 +18,13 @@ use crate::{
         error::{Error, Result},
         ops::{
             bring_up::consider_named,
+            links::{announce, when_linked},
+            pool_access::{drain_pool, drained, readable, write_pool},
             read_devices::{Reach, find_members},
         },
         pool::Pool,
         registry::DeviceSet,
-        request::{Access, Granted, Mode, Step, Wait},
+        request::{Access, Granted, Mode, Step},
         setup::{self, DeviceToWipe},
         take_down, volume_keys,
     },
@@ -32,22 +34,8 @@ use crate::{
 
 /// Destroys a pool that has no filesystems. `false`: no such pool is running.
 pub fn destroy_pool(uuid: PoolUuid) -> Step<Result<bool>> {
-    Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Ok(drain) => destroy_drained(uuid, drain),
-        Err(taken) => Step::parked(taken, destroy_pool(uuid)),
-    })
-}
-
-/// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
-fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<bool>> {
-    Step::alone(uuid, move |engine, granted| {
-        let pool = match super::drained(granted, uuid) {
-            Ok(pool) => pool,
-            Err(_) => return Step::Done(Ok(false)),
-        };
-        if engine.claims().work_in(uuid) {
-            return Step::parked(Wait::Idle(uuid), destroy_drained(uuid, drain));
-        }
+    drain_pool(uuid, drained, move |engine, pool, drain| {
+        let Ok(pool) = pool else { return Step::Done(Ok(false)) };
         let destroyed = match destroy(engine, pool) {
             Ok(destroyed) => destroyed,
             Err(error) => {
@@ -175,11 +163,7 @@ fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<
 }
 
 fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>> {
-    Step::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Step::Done(Err(error)),
-        };
+    write_pool(uuid, move |engine, pool| {
         if pool.recorded_name() == name {
             return Step::Done(Ok(false));
         }
@@ -221,14 +205,14 @@ const TOLD_AT_ONCE: usize = 256;
 /// wait; without any lock, a name that is given meanwhile could be told before the former name.
 fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        let Ok(pool) = super::readable(granted, uuid) else { return wait_for_all(links) };
+        let Ok(pool) = readable(granted, uuid) else { return wait_for_all(links) };
         let mut next = pool.filesystems.after(after).take(TOLD_AT_ONCE).peekable();
         if next.peek().is_none() {
             return wait_for_all(links);
         }
         let mut last = after;
         let some = next.inspect(|(uuid, _)| last = Some(**uuid)).map(|(_, filesystem)| filesystem);
-        links.extend(super::announce(engine, pool, some));
+        links.extend(announce(engine, pool, some));
         announce_all(uuid, last, links)
     })
 }
@@ -238,6 +222,6 @@ fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn Pe
 fn wait_for_all(mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
     match links.pop() {
         None => Step::Done(Ok(true)),
-        Some(last) => super::when_linked(Some(last), ()).then(move |()| wait_for_all(links)),
+        Some(last) => when_linked(Some(last), ()).then(move |()| wait_for_all(links)),
     }
 }

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use crate::{
-    base::{ids::PoolUuid, pool_ref::PoolRef, units::Sectors},
+    base::{ids::PoolUuid, units::Sectors},
     engine::{
         bda::Choose,
         claims::Claim,
@@ -26,10 +26,11 @@ use crate::{
         ops::{
             check::and_use,
             encryption::{LuksLocation, bindings_of, luks_locations, read},
+            pool_access::{change, read_pool, unless_at_work, writable},
             reencryption_job::{JobStart, NewKey, claim, go_on, run},
         },
         pool::Pool,
-        request::{Access, Mode, Step},
+        request::Step,
         thin_growth::follow,
         undo::{Rollback, When},
     },
@@ -97,18 +98,15 @@ fn begin(
     Step::brief(move |engine| {
         let claim = match claim(engine, uuid) {
             Ok(claim) => claim,
-            Err(taken) => return super::unless_at_work(uuid, taken, begin(uuid, work, start)),
+            Err(taken) => return unless_at_work(uuid, taken, begin(uuid, work, start)),
         };
-        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-            let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
+        read_pool(uuid, move |_, pool| {
+            let done = match outlook(pool, work) {
                 // A version 1 pool is refused for its version before the answer that nothing has to
                 // be done.
                 Ok(JobOutlook::Nothing) if pool.version() == MetadataVersion::V1 => {
-                    Err(Error::OnlyVersion2 { pool: pool.name().clone() })
+                    return Step::Done(Err(Error::OnlyVersion2 { pool: pool.name().clone() }));
                 }
-                outlook => outlook,
-            });
-            let done = match outlook {
                 Ok(JobOutlook::Nothing) => return Step::Done(Ok(false)),
                 Ok(JobOutlook::GoOn) => {
                     drop(claim);
@@ -137,7 +135,7 @@ fn encrypt(uuid: PoolUuid, new: Vec<NewBinding>, claim: Claim) -> Step<Result<()
 
 /// Makes a LUKS device of what the data lies on, and moves the pool onto its crypt device.
 fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>> {
-    super::change(uuid, |engine, pool| {
+    change(uuid, |engine, pool| {
         put_space_ahead(engine.platform(), pool)?;
         let nodes = pool.filesystems.keys().map(|filesystem| pool.thin_name(*filesystem));
         let nodes: Vec<String> = nodes.chain([pool.stack.name(Role::Cache)]).collect();
@@ -169,7 +167,7 @@ fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>
 fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        let pool = match super::writable(granted, uuid) {
+        let pool = match writable(granted, uuid) {
             Ok(pool) => pool,
             Err(error) => return Step::Done(Err(undo.run(platform, error))),
         };
@@ -229,7 +227,7 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
 }
 
 fn reencrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
-    super::change(uuid, |engine, pool| {
+    change(uuid, |engine, pool| {
         let bindings = pool.encryption()?.agreed()?.clone();
         put_space_ahead(engine.platform(), pool)?;
         Ok((pool.version(), luks_locations(engine.platform(), pool), bindings))
@@ -310,7 +308,7 @@ fn prepare_new_key(
 }
 
 fn decrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
-    super::change(uuid, |engine, pool| put_space_ahead(engine.platform(), pool)).then(move |ready| match ready {
+    change(uuid, |engine, pool| put_space_ahead(engine.platform(), pool)).then(move |ready| match ready {
         Ok(()) => announce(uuid, ReencryptionMode::Decrypt, JobStart::Decrypt, None, claim),
         Err(error) => Step::Done(Err(error)),
     })
@@ -326,7 +324,7 @@ fn announce(
 ) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        let pool = super::writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
+        let pool = writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
         match (pool, undo) {
             (Ok(pool), undo) => {
                 pool.note_work(Some(Arc::new(view::ReencryptionJob::new(work, platform.now()))));

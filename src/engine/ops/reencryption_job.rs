@@ -18,7 +18,10 @@ use crate::{
         encryption::{self, Bindings, KeyDescription, UnlockMethod},
         error::{Error, Result},
         metadata::MetadataVersion,
-        ops::encryption::{LuksLocation, bindings_of, luks_locations, read, read_headers},
+        ops::{
+            encryption::{LuksLocation, bindings_of, luks_locations, read, read_headers},
+            pool_access::{read_pool, readable, writable, write_pool},
+        },
         pool::Pool,
         request::{Access, Mode, Step, Wait},
         undo::mended,
@@ -50,7 +53,7 @@ pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
 /// Goes on with a job that may have had to wait for this key.
 pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        match super::readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
+        match readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
             // The request that works on the pool may have looked for the key just before. When it
             // has given up, the job is tried again.
             true => resume(uuid),
@@ -66,13 +69,10 @@ pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
             Ok(claim) => claim,
             Err(taken) => return Step::parked(taken, go_on(uuid)),
         };
-        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-            match super::readable(granted, uuid) {
-                // Somebody else has completed the job.
-                Ok(pool) if pool.job().is_none() => Step::Done(Ok(())),
-                Ok(_) => run(uuid, JobStart::Resume, claim),
-                Err(error) => Step::Done(Err(error)),
-            }
+        read_pool(uuid, move |_, pool| match pool.job() {
+            // Somebody else has completed the job.
+            None => Step::Done(Ok(())),
+            Some(_) => run(uuid, JobStart::Resume, claim),
         })
     })
 }
@@ -120,7 +120,7 @@ impl JobContext {
 
 pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
-        let job = super::writable(granted, uuid).map(|pool| {
+        let job = writable(granted, uuid).map(|pool| {
             let luks_devices = luks_locations(engine.platform(), pool);
             let mut work = pool.job().cloned()?;
             if work.error.is_some() {
@@ -157,7 +157,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
 /// Shows in the pool that the job on its data has panicked.
 fn give_up(uuid: PoolUuid) -> Step<()> {
     Step::write(uuid, move |_, granted| {
-        if let Ok(pool) = super::writable(granted, uuid) {
+        if let Ok(pool) = writable(granted, uuid) {
             pool.note_job_error(&Error::Panicked.sentence());
         }
         Step::Done(())
@@ -172,7 +172,7 @@ fn wait_and_go_on(uuid: PoolUuid, job: JobContext) -> Step<Result<()>> {
         false => go_on(uuid).then(move |done| match done {
             Err(Error::NoPool(_)) => Step::Done(Err(job.interrupted("pool has been stopped"))),
             Ok(()) => Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-                Step::Done(match super::readable(granted, uuid) {
+                Step::Done(match readable(granted, uuid) {
                     // Between two devices of version 1, only the interrupted job knew how to go on,
                     // and reading the pool again has discarded that.
                     Ok(pool) if !job.is_recorded(pool) => Err(job.interrupted("pool has been looked at anew")),
@@ -312,11 +312,7 @@ fn is_done(before: &Header, now: &Header) -> bool {
 
 /// Records the result of the job.
 fn finish(uuid: PoolUuid, job: JobContext, worked: Result<()>, claim: Claim) -> Step<Result<()>> {
-    Step::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Step::Done(Err(error)),
-        };
+    write_pool(uuid, move |engine, pool| {
         let finished = match worked {
             Ok(()) => complete(engine.platform(), pool, job.work.kind),
             Err(cause) => {

@@ -5,14 +5,19 @@ use crate::{
     base::ids::PoolUuid,
     engine::{
         Engine,
-        claims::{Claim, Key},
         dm_names::Role,
         error::Result,
         mdv::Mdv,
-        ops::{bring_up::admissible, discover::discover, read_devices::renew},
+        ops::{
+            bring_up::admissible,
+            discover::discover,
+            links::{announce, when_linked},
+            pool_access::{drain_pool, writable},
+            read_devices::renew,
+        },
         pool::Pool,
         registry::DeviceSet,
-        request::{Access, Granted, Mode, Step, Wait},
+        request::{Access, Granted, Mode, Step},
         setup::{self, CacheTier},
         undo::Rollback,
     },
@@ -51,24 +56,11 @@ fn refresh_pool(uuid: PoolUuid) -> Step<Result<()>> {
     super::encryption::load_by_keyring(uuid).then(move |()| refresh_undisturbed(uuid))
 }
 
-fn refresh_undisturbed(uuid: PoolUuid) -> Step<Result<()>> {
-    Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Ok(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
-            let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
-            checked.map(|()| refreshed)
-        }),
-        Err(taken) => Step::parked(taken, refresh_undisturbed(uuid)),
-    })
-}
-
 /// Reads a pool again when no work is under way in it; reading would take that work for left over.
-fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<()>> {
-    Step::alone(uuid, move |engine, granted| {
+fn refresh_undisturbed(uuid: PoolUuid) -> Step<Result<()>> {
+    let refreshed = drain_pool(uuid, writable, move |engine, pool, drain| {
         // The pool has ended meanwhile.
-        let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
-        if engine.claims().work_in(uuid) {
-            return Step::parked(Wait::Idle(uuid), refresh_drained(uuid, drain));
-        }
+        let Ok(pool) = pool else { return Step::Done(Ok(())) };
         let refreshed = adopt(engine, pool);
         if pool.lacks_volume_key() {
             engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
@@ -79,9 +71,13 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<()>> {
         }
         drop(drain);
         match refreshed {
-            Ok(links) => super::when_linked(links, Ok(())),
+            Ok(links) => when_linked(links, Ok(())),
             Err(error) => Step::Done(Err(error)),
         }
+    });
+    refreshed.then(move |refreshed| {
+        let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
+        checked.map(|()| refreshed)
     })
 }
 
@@ -102,7 +98,7 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
         Ok(fresh) => {
             pool.become_as_read(fresh);
             engine.registry().note_running(uuid, pool.members.nodes());
-            Ok(super::announce(engine, pool, pool.filesystems.values()))
+            Ok(announce(engine, pool, pool.filesystems.values()))
         }
         Err(cause) => {
             // The set-up that failed may have unmounted it.

@@ -14,7 +14,10 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         metadata::{FilesystemRecord, Rest},
-        ops::filesystems::{self, Batch},
+        ops::{
+            filesystems::{self, Batch},
+            pool_access::{change, write_pool},
+        },
         pool::Pool,
         request::{Step, Wait},
         xfs,
@@ -25,11 +28,7 @@ use crate::{
 
 /// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
 pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Step<Result<Option<FsUuid>>> {
-    Step::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Step::Done(Err(error)),
-        };
+    write_pool(uuid, move |engine, pool| {
         match exists(pool, origin, &name) {
             Ok(false) => {}
             Ok(true) => return Step::Done(Ok(None)),
@@ -151,11 +150,7 @@ impl Drop for SuspendedDevice {
 fn take(uuid: PoolUuid, planned: PlannedSnapshot) -> Step<Result<Option<FsUuid>>> {
     Step::blocking(move |engine| {
         let suspended = SuspendedDevice::hold(engine.shared_platform(), planned.origin.1.clone());
-        Step::write(uuid, move |engine, granted| {
-            let pool = match super::writable(granted, uuid) {
-                Ok(pool) => pool,
-                Err(error) => return Step::Done(Err(error)),
-            };
+        write_pool(uuid, move |engine, pool| {
             let (snapshot, mounted) = (planned.record.uuid, planned.mounted);
             let origin = planned.origin.1.clone();
             match suspended.and_then(|suspended| begin(engine, pool, planned, suspended)) {
@@ -214,7 +209,7 @@ fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Step<Result<Option<F
 /// Schedules a revert to this snapshot for the next start of the pool, or cancels it. `false`:
 /// nothing changes.
 pub fn schedule_revert(uuid: PoolUuid, snapshot: FsUuid, scheduled: bool) -> Step<Result<bool>> {
-    super::change(uuid, move |engine, pool| schedule(engine, pool, snapshot, scheduled))
+    change(uuid, move |engine, pool| schedule(engine, pool, snapshot, scheduled))
 }
 
 fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool) -> Result<bool> {

@@ -11,17 +11,19 @@ use crate::{
     engine::{
         Engine,
         bda::Choose,
-        claims::{Claim, Key},
+        claims::Key,
         error::{Error, Result},
         ops::{
             bring_up::consider_named,
-            leftovers,
+            filesystems, leftovers,
+            links::{announce, when_linked},
             locate::{PoolState, locate},
+            pool_access::{drain_pool, drained},
             read_devices::{Reach, find_members, renew, reread, settle_set},
         },
         pool::Pool,
         registry::{DeviceSet, DeviceSetVerdict},
-        request::{Access, Granted, Mode, Share, Step, Wait},
+        request::{Access, Granted, Mode, Share, Step},
         setup, take_down, volume_keys,
     },
     platform::{self, Platform},
@@ -51,22 +53,11 @@ pub fn stop_pool(which: PoolRef) -> Step<Result<StopOutcome>> {
 }
 
 fn stop_running(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
-    Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Ok(drain) => stop_drained(uuid, drain),
-        Err(taken) => Step::parked(taken, stop_running(uuid)),
-    })
-}
-
-/// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
-fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<StopOutcome>> {
-    Step::alone(uuid, move |engine, granted| {
-        let Ok(pool) = super::drained(granted, uuid) else {
+    drain_pool(uuid, drained, move |engine, pool, drain| {
+        let Ok(pool) = pool else {
             drop(drain);
             return stop_pool(PoolRef::Uuid(uuid));
         };
-        if engine.claims().work_in(uuid) {
-            return Step::parked(Wait::Idle(uuid), stop_drained(uuid, drain));
-        }
         match stop(engine, pool) {
             Ok(left_up) => {
                 let mut set = DeviceSet::of(pool, left_up.is_none());
@@ -100,8 +91,8 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<StopOutcome>> {
             Err(error) => {
                 pool.note_failure(&error);
                 // Filesystems that were taken down and brought up again have other device numbers.
-                let links = super::announce(engine, pool, pool.filesystems.values());
-                super::when_linked(links, Err(error))
+                let links = announce(engine, pool, pool.filesystems.values());
+                when_linked(links, Err(error))
             }
         }
     })
@@ -116,7 +107,7 @@ fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
         let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
         Some((Name::new(&record.name).ok()?, device.number))
     });
-    super::check_unmounted(platform, set_up.chain(failed))
+    filesystems::check_unmounted(platform, set_up.chain(failed))
 }
 
 /// Takes a pool down and records that it is stopped. Returns the error that left something up, if
