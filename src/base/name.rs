@@ -68,7 +68,7 @@ pub enum NameError {
     Path(TextPurpose, String),
 }
 
-/// A text from somebody else, for quoting in a sentence. A long text is reduced to its beginning
+/// A text from outside, for quoting in a sentence. A long text is reduced to its beginning
 /// and its end.
 pub fn shortened(text: &str) -> Cow<'_, str> {
     const ENDS: usize = 40;

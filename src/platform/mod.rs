@@ -428,8 +428,9 @@ pub trait Platform: Send + Sync + 'static {
     /// If both copies are damaged, or the device cannot be read.
     fn luks_read(&self, device: &Path) -> Result<Option<luks::Header>>;
     /// Formats a LUKS2 header with these keyslots (at least one) and tokens. For
-    /// [`luks::FormatPurpose::New`] an error may leave a useless header behind, which the caller wipes.
-    /// For [`luks::FormatPurpose::Encrypt`] the device stays unchanged until the header is complete.
+    /// [`luks::FormatPurpose::New`] an error may leave a useless header behind, which the caller
+    /// wipes. For [`luks::FormatPurpose::Encrypt`] the device stays unchanged until the header is
+    /// complete.
     ///
     /// # Errors
     /// Also if the data would not start at the requested offset.

@@ -218,8 +218,8 @@ impl DeviceAccess {
         }
     }
 
-    /// Calls [`DeviceAccess::write`] for several devices in parallel, with a thread for each: a flush
-    /// blocks its caller but takes no processor time.
+    /// Calls [`DeviceAccess::write`] for several devices in parallel, with a thread for each: a
+    /// flush blocks its caller but takes no processor time.
     pub(super) fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
         side_by_side(DEVICES_AT_ONCE, writes, |DeviceWrite { path, steps }| self.write(path, steps))
     }

@@ -1,7 +1,7 @@
-//! One udev monitor for everyone who waits for links: a single socket however many wait, open only
-//! while somebody does.
+//! One udev monitor for all requests that wait for links: a single socket, open only while there is
+//! a subscriber.
 //!
-//! Decides nothing: passes udev's messages about a device on to those who wait for that device.
+//! Decides nothing: passes udev's messages about a device on to the subscribers of that device.
 
 use std::{
     collections::HashMap,

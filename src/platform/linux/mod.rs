@@ -71,7 +71,7 @@ pub struct Linux {
     /// The private directory.
     private_directory: PrivateDirectory,
     luks: Luks,
-    /// For those who wait for links.
+    /// Subscriptions of the requests that wait for links.
     listener: Listener,
 }
 

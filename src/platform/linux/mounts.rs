@@ -1,5 +1,5 @@
-//! The private directory: a small tmpfs at [`PRIVATE_DIRECTORY`] that no other program sees. The metadata
-//! volumes are mounted in it. Knows nothing of what is mounted.
+//! The private directory: a small tmpfs at [`PRIVATE_DIRECTORY`] that no other program sees. The
+//! metadata volumes are mounted in it. Knows nothing of what is mounted.
 
 use std::{
     fs, io,
@@ -91,7 +91,7 @@ pub(super) fn mount_xfs(directory: &PrivateDirectory, node: &Path, at: &str, opt
 pub(super) fn unmount(directory: &PrivateDirectory, at: &str) -> Result<()> {
     let target = directory.path(at)?;
     match unmount_busy(&target) {
-        // Not a mount point, or not there at all.
+        // Not a mount point, or it does not exist.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(errno) => return Err(error("unmount", &target)(errno)),
     }

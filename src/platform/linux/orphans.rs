@@ -1,5 +1,5 @@
-//! LUKS children that outlive their daemon. Each holds a lock while it works, and the next daemon waits
-//! for that lock. Otherwise it would see device-mapper devices in the middle of a change.
+//! LUKS children that outlive their daemon. Each holds a lock while it works, and the next daemon
+//! waits for that lock. Otherwise it would see device-mapper devices in the middle of a change.
 //!
 //! The children notice that the daemon is gone and exit by themselves, at the latest after one step
 //! of a re-encryption job.

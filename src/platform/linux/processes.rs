@@ -167,8 +167,8 @@ impl Invocation<'_> {
     }
 }
 
-/// Runs invocations in parallel. Hands over each result with the invocation's index as it arrives. `ended`
-/// returns `true` when it needs no more; the remaining invocations are then killed.
+/// Runs invocations in parallel. Hands over each result as it arrives, with the index of its
+/// invocation. `ended` returns `true` when it needs no more; the remaining children are then killed.
 pub(super) fn run_all(invocations: Vec<Invocation<'_>>, mut ended: impl FnMut(usize, io::Result<Finished>) -> bool) {
     let mut running = Vec::new();
     for (number, mut invocation) in invocations.into_iter().enumerate() {
@@ -462,7 +462,7 @@ impl<'a> PipedChild<'a> {
         let silent = self.output.pipe.is_none() && self.errors.pipe.is_none();
         let now = Instant::now();
         if ends || (self.process.end.is_none() && silent && self.ended.is_none()) {
-            // What the child started would hold its pipes open, and has no use any more.
+            // Processes that the child has left behind would hold its pipes open.
             self.process.kill();
             self.ended = Some(now + KILLED);
         }
@@ -544,7 +544,8 @@ mod set_apart {
 
     pub(super) fn child_of(command: &mut Command, namespace: Option<BorrowedFd<'_>>) {
         let none = SigSet::empty();
-        // The descriptor is open at least as long as the invocation, and so until the child has started.
+        // The descriptor is open as long as the invocation exists, and so until the child has
+        // started.
         let namespace = namespace.map(|namespace| namespace.as_raw_fd());
         let before_exec = move || {
             if let Some(namespace) = namespace {

@@ -81,7 +81,7 @@ impl Sim {
     }
 }
 
-/// The reason of a refusal and who refused, on one line.
+/// A refusal: the pin and server that refused, and the reason on one line.
 struct Refusal {
     with: String,
     what: String,

@@ -1,4 +1,5 @@
-//! Device-mapper devices as values: names, tables, open counts, running pools. The rules are in `dm`.
+//! Device-mapper devices as values: names, tables, open counts, running pools. The rules are in
+//! `dm`.
 //!
 //! Knows nothing of what a table does.
 

@@ -230,7 +230,7 @@ impl CallKind {
     }
 }
 
-/// The error of a program that ends in this way, without a finding of its own.
+/// The error of a program that ends in this way, without a message about its input.
 fn program_error(program: Program, end: ProgramEnd) -> Error {
     let what = match end {
         ProgramEnd::NotRun => "cannot run it: Cannot allocate memory (os error 12)".to_owned(),
@@ -272,7 +272,7 @@ enum PlannedFault {
     Refuse,
     FailBefore,
     FailAfter,
-    /// For a program: it ends so, before its effect.
+    /// The program ends in this way, before its effect.
     End(ProgramEnd),
     CutPower,
     Panic,
@@ -294,7 +294,7 @@ struct ControlState {
     struck: u64,
     /// Programs that will do nothing and exit with status 0.
     idle: Vec<Program>,
-    /// Extensions of XFS that will end so, by a text in the mount point.
+    /// The same for growths of an XFS, by a text in the mount point.
     idle_growths: Vec<String>,
     /// From this step on the process is dead.
     ends_at: Option<u64>,
@@ -466,7 +466,7 @@ impl Control {
         at.map(|at| state.idle.swap_remove(at)).is_some()
     }
 
-    /// Whether the extension of the XFS mounted here is to do nothing.
+    /// Whether the growth of the XFS mounted here is to do nothing.
     pub(super) fn is_idle_growth(&self, at: &str) -> bool {
         let mut state = self.state.lock();
         let found = state.idle_growths.iter().position(|idle| at.contains(idle));
@@ -566,7 +566,7 @@ impl<'a> Faults<'a> {
         self.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::FailBefore));
     }
 
-    /// Makes the next run of `program` whose arguments contain `arguments` end so, without effect.
+    /// Makes the next run of `program` whose arguments contain `arguments` end in this way, without effect.
     /// Calls add up.
     pub fn end_next(&self, program: Program, arguments: &str, end: ProgramEnd) {
         self.control.state.lock().kinds.push((CallKind::Run(program), arguments.to_owned(), PlannedFault::End(end)));
@@ -593,7 +593,8 @@ impl<'a> Faults<'a> {
         self.control.state.lock().idle.push(program);
     }
 
-    /// Lets the next extension of an XFS that is mounted at such a path end without an error and change nothing.
+    /// Makes the next growth of an XFS whose mount point contains `at` succeed without effect. Calls
+    /// add up.
     pub fn idle_growth(&self, at: &str) {
         self.control.state.lock().idle_growths.push(at.to_owned());
     }

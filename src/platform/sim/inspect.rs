@@ -105,7 +105,8 @@ impl Sim {
         self.0.announcements.load(Ordering::Relaxed)
     }
 
-    /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.
+    /// Closes a gate for calls of one kind whose subject (path, device name, program arguments)
+    /// contains `subject`.
     pub fn delay(&self, call: CallKind, subject: &str) -> Gate {
         self.0.control.close_gate(call, subject, None)
     }
@@ -531,7 +532,7 @@ impl Sim {
         self.0.machine.lock().device_event(DeviceAction::Add, &dm_node(number.minor));
     }
 
-    /// A `change` event of a device-mapper device, as udev makes one when somebody who could write has closed it.
+    /// Raises a `change` event of a device-mapper device, as udev does when a writer closes it.
     pub fn written_and_closed(&self, number: DeviceNumber) {
         self.0.machine.lock().device_event(DeviceAction::Change, &dm_node(number.minor));
     }

@@ -7,7 +7,7 @@
 //! 1. note the contents of its sectors in memory (`crypt` defines what that means for other users);
 //! 2. write the notes to the area of the keyslot of type `reencrypt`, as with resilience
 //!    `checksum`, which also makes the noted data durable;
-//! 3. name the zone in the header, up to where somebody has written to it since 1;
+//! 3. name the zone in the header, up to the first write to it since 1;
 //! 4. rewrite its sectors, if they still have the noted contents;
 //! 5. record in the header that it is done.
 //!
@@ -355,7 +355,7 @@ impl Run<'_> {
                 }
                 true
             })?;
-            // If not, somebody has just written to the zone.
+            // If not, the zone has just been written to.
             if named {
                 return Ok(Some(end));
             }

@@ -1,4 +1,4 @@
-//! A running thin pool: its mode, its features, who has it open. The rules are in `dm` and `io`.
+//! A running thin pool: its mode, its features, its users. The rules are in `dm` and `io`.
 
 use std::{collections::HashMap, time::Duration};
 

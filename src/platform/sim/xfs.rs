@@ -64,7 +64,7 @@ pub(super) fn groups(size: u64) -> u64 {
     }
 }
 
-/// Where the allocation groups begin that an extension adds. They are as large as those that are there.
+/// Offsets of the allocation groups that growth adds. They are as large as the existing ones.
 pub(super) fn added_groups(old: u64, new: u64) -> impl Iterator<Item = u64> {
     let group = (old / groups(old) / BLOCK * BLOCK).max(BYTES_MIN / 8);
     let first = old.div_ceil(group);

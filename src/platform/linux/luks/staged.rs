@@ -1,7 +1,7 @@
 //! A header for plaintext data that is in use: built elsewhere and written to the device when it is
 //! complete.
 //!
-//! It is built in anonymous memory (a memfd), so that nothing of it stays behind whatever happens.
+//! It is built in anonymous memory (a memfd), so that no part of it stays behind after a failure.
 //! Knows nothing of the data.
 
 use std::{

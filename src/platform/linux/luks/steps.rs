@@ -20,7 +20,7 @@ use crate::{
 /// Resilience of a step: the method and its hash.
 const RESILIENCE: (&str, &str) = ("checksum", "sha256");
 
-/// Parameters of a job. `hot_zone_max` limits a step; 0 stands for the library's own limit.
+/// Parameters of a job. `hot_zone_max` limits a step; with 0 the library chooses.
 pub(super) fn parameters(
     mode: CryptReencryptModeInfo,
     sector_size: u32,
