@@ -115,7 +115,7 @@ pub(super) fn change(
         |change: &HeaderChange<'_>| matches!(change, HeaderChange::AddKeyslot(_) | HeaderChange::AddNextKeyslot(_));
     let current = match (unlock, after) {
         _ if !changes.iter().any(adds) => None,
-        (None, _) => return Err(refused("a keyslot is added with a passphrase that opens the device; give one")),
+        (None, _) => return Err(refused("adding a keyslot takes a passphrase that opens the device; give one")),
         (Some(_), SegmentKey::Clear) => return Err(refused("its data is not encrypted")),
         (Some(unlock), SegmentKey::Key(digest)) => {
             let (_, key) = luks.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;

@@ -175,7 +175,7 @@ fn make(
     match change {
         SentChange::AddKeyslot(keyslot) => {
             let key = present.ok_or_else(|| {
-                LuksFault::Other("a keyslot is added with a passphrase that opens the device; give one".to_owned())
+                LuksFault::Other("adding a keyslot takes a passphrase that opens the device; give one".to_owned())
             })?;
             luks.add(keyslot, Some(key), CryptVolumeKey::empty(), secrets)
         }
