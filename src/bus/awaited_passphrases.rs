@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_can_be_read_are_due_and_no_others() {
+    fn only_readable_descriptors_are_due() {
         let mut awaited = AwaitedPassphrases::new().unwrap();
         let now = Instant::now();
         let later = now + Duration::from_secs(3600);

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn other_pools_pass_and_the_same_pool_waits_in_order() {
+    fn updates_wait_for_signals_of_their_pool() {
         let mut backlog = Backlog::default();
         assert!(backlog.hold(change(1)).is_some());
         backlog.add(tail(1));

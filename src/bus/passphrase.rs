@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_is_there_without_waiting_for_an_end() {
+    fn a_passphrase_is_read_without_end_of_file() {
         check(b"pass-one\n", false, true);
         check(b"pass-one", true, true);
         check(b"", true, true);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn is_not_ready_before_something_is_written_and_nothing_to_read_from_is_an_error_at_once() {
+    fn descriptor_is_ready_when_written_or_unreadable() {
         let (reader, mut writer) = io::pipe().unwrap();
         let own = |end: OwnedFd| Descriptor(Arc::new(end));
         let (theirs, ours) = (own(writer.try_clone().unwrap().into()), own(reader.into()));
@@ -154,7 +154,7 @@ mod tests {
     /// With one pipe in several calls, all but one call waited in a read for as long as the client
     /// lived, each with a worker.
     #[test]
-    fn a_key_that_another_call_has_read_is_not_waited_for() {
+    fn a_key_read_by_another_call_ends_waiting() {
         let (pipe, mut writer) = io::pipe().unwrap();
         let (socket, mut other_end) = std::os::unix::net::UnixStream::pair().unwrap();
         for (reader, writer) in [

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn one_call_of_any_size_is_admitted_but_not_beside_too_much_of_others() {
+    fn one_large_call_is_admitted_within_the_total() {
         let pending = PendingCalls::default();
         let large = Load { bytes: OF_ONE.bytes * 2, ..SMALL };
         let first = pending.admit(":1.1", large).unwrap();

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn caller_that_does_not_read_is_refused_then_ignored_and_admitted_when_it_has_read() {
+    fn caller_is_refused_until_it_reads() {
         let mut quotas = Quotas::default();
         let asked: Vec<_> = (0..18).flat_map(|_| quotas.sent(Some(":1.1"), MIB)).collect();
         assert_eq!(asked, [QuotaSubject::Caller(":1.1".to_owned()), QuotaSubject::Ours]);
@@ -390,7 +390,7 @@ mod tests {
     /// With ten thousand filesystems, every call after a list was refused: the bus had been asked
     /// before the client read the list.
     #[test]
-    fn caller_that_has_read_a_list_longer_than_the_limit_is_not_refused_what_comes_next() {
+    fn caller_that_read_a_long_list_is_admitted() {
         let mut quotas = Quotas::default();
         for _ in 0..10 {
             assert!(quotas.list_fits(":1.1", 40 * MIB));
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_together_leave_too_much_only_those_who_owe_are_refused() {
+    fn beyond_the_total_only_owing_callers_are_refused() {
         let mut quotas = Quotas::default();
         for number in 0..10 {
             for (serial, side) in quotas.sent(Some(&format!(":1.{number}")), 10 * MIB).into_iter().enumerate() {
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn one_list_of_any_length_and_then_as_much_as_fits() {
+    fn first_list_of_any_length_is_sent() {
         let mut quotas = Quotas::default();
         assert!(quotas.list_fits(":1.1", 60 * MIB));
         quotas.sent(Some(":1.1"), 60 * MIB);
@@ -480,7 +480,7 @@ mod tests {
     /// fixed, clients that asked only for a list were kept: the quotas knew them when the list was
     /// sent.
     #[test]
-    fn callers_that_took_a_list_and_went_are_forgotten() {
+    fn callers_gone_after_a_list_are_forgotten() {
         callers_come_and_go(|_, _| {}, |_, _| {}, 100_000);
         let (wanted, done) = (|quotas: &mut Quotas, name: &str| assert!(quotas.list_wanted(name)), Quotas::list_done);
         callers_come_and_go(wanted, done, 100_000);
@@ -490,7 +490,7 @@ mod tests {
     /// Found by measuring: 32,000 clients disconnected without reading their lists. New ones came
     /// faster than the bus was asked about old ones.
     #[test]
-    fn callers_that_come_faster_than_the_bus_answers_are_forgotten() {
+    fn callers_faster_than_the_bus_are_forgotten() {
         let mut quotas = Quotas::default();
         let mut due = Vec::new();
         for number in 0..10_000 {
@@ -518,7 +518,7 @@ mod tests {
 
     /// For each new client, the bus is asked at most twice about live clients that do not read.
     #[test]
-    fn callers_that_stay_are_not_asked_about_without_end() {
+    fn questions_about_lasting_callers_are_bounded() {
         let mut quotas = Quotas::default();
         let mut questions = 0;
         for number in 0..5_000 {

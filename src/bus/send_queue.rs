@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_socket_does_not_take_waits_and_goes_out_in_order() {
+    fn unsent_bytes_wait_and_go_out_in_order() {
         let (send_queue, mut theirs) = pair();
         assert_eq!(send_queue.send(bytes(10, 1)).unwrap(), Sent::Whole);
         assert!(!send_queue.is_waiting());
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_gone_while_too_much_waits_and_whoever_waits_for_it_is_told_of_the_end() {
+    fn no_room_beyond_the_limit_or_the_end() {
         let (send_queue, _theirs) = pair();
         assert!(send_queue.wait_for_room());
         send_queue.send(bytes(BACKLOG_MAX + (1 << 22), 1)).unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_other_side_is_an_error() {
+    fn a_closed_socket_is_an_error() {
         let (send_queue, theirs) = pair();
         drop(theirs);
         assert!(send_queue.send(bytes(10, 1)).is_err());

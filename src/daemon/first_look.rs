@@ -267,7 +267,7 @@ mod tests {
     /// A request about a pool that is being set up waits for the set-up, however long that takes. No
     /// other request does.
     #[test]
-    fn only_calls_about_a_pool_that_is_being_set_up_wait_for_it() {
+    fn only_calls_about_an_unfinished_pool_wait() {
         let sim = machine();
         let bench = Bench::new(&sim);
         let (look, devices) = ops::first_look(&bench.engine).unwrap();

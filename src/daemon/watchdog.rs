@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_answer_is_not_asked_again_before_it_has() {
+    fn a_silent_thread_is_not_asked_again() {
         let mut watchdog = Watchdog::every(Some(Duration::from_millis(1)));
         let (ask, asked) = crossbeam_channel::unbounded();
         let (tell, told) = crossbeam_channel::unbounded();

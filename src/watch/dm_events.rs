@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_is_checked_when_the_number_of_its_thin_pool_changes() {
+    fn a_new_event_number_checks_its_pool() {
         events(0);
         events(100);
     }
@@ -230,7 +230,7 @@ mod tests {
     /// Found by measuring: each new filesystem beside a thousand others cost a list of a thousand
     /// devices.
     #[test]
-    fn beside_few_pools_other_devices_are_not_looked_at() {
+    fn beside_few_pools_only_those_are_queried() {
         let pools = [1, 2].map(uuid);
         assert_eq!(asked(&pools), pools.map(|pool| (CallKind::DmFind, Role::ThinPool.name(pool))));
     }

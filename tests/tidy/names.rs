@@ -46,7 +46,6 @@ fn doubles(sources: &[Source]) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "not yet: names that other work still changes"]
 fn each_type_name_has_one_meaning() {
     let doubles = doubles(&rust_sources(&["src", "threads/src"]));
     assert!(doubles.is_empty(), "{} names have two meanings:\n{}", doubles.len(), doubles.join("\n"));
@@ -92,7 +91,6 @@ fn fields_of(code: &str, name: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-#[ignore = "not yet: the engine's pool is being divided"]
 fn a_pool_has_few_fields() {
     for source in rust_sources(&["src"]) {
         for fields in fields_of(&code_of(&source.text), "Pool") {
@@ -108,7 +106,6 @@ fn too_long(sources: &[Source]) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "not yet: three files of the engine are being divided"]
 fn no_file_is_too_long_to_read() {
     let long = too_long(&rust_sources(&["src", "threads", "tests", "benches", "fuzz"]));
     assert!(long.is_empty(), "more than {LINES_MAX} lines; divide by meaning:\n{}", long.join("\n"));

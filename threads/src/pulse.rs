@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_is_one_of_the_round_and_not_of_the_next() {
+    fn a_late_answer_belongs_to_its_round() {
         let (round, [(a, _asked)]) = round(["a"]);
         round.ask();
         a.beat();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stuck_thread_is_the_one_that_is_named() {
+    fn the_stuck_thread_is_named() {
         let (round, [(good, asked_good), (stuck, asked_stuck)]) = round(["good", "stuck"]);
         let group = Group::new(&["good", "stuck"]);
         let (release, gate) = unbounded::<()>();

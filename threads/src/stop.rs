@@ -138,7 +138,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_stop_stays_on_and_keeps_its_first_reason() {
+    fn a_stop_keeps_its_first_reason() {
         let stop = Stop::new();
         assert!(!stop.is_on());
         assert_eq!(stop.reason(), None);

@@ -45,7 +45,7 @@ fn revisions(kind: &str, revisions: std::ops::RangeInclusive<u8>, path: &str, re
 }
 
 #[test]
-fn new_pool_is_announced_pool_first_then_filesystems_then_devices() {
+fn new_pool_is_announced_before_filesystems_and_devices() {
     let new = with_filesystem(with_filesystem(with_device(pool(1, "p"), 7), 3), 4);
     let (tree, signals) = apply(&Tree::default(), vec![is(&new)]);
     let paths: Vec<_> = (0..5).map(|n| format!("~ InterfacesAdded ~/{n}")).collect();
@@ -57,7 +57,7 @@ fn new_pool_is_announced_pool_first_then_filesystems_then_devices() {
 }
 
 #[test]
-fn added_object_comes_with_all_interfaces_and_properties_in_one_signal() {
+fn added_object_is_one_signal_with_all_properties() {
     let (_, signals) = apply(&Tree::default(), vec![is(&pool(1, "p"))]);
     let messages: Vec<_> = signals[0].messages();
     assert_eq!(messages.len(), 1);
@@ -84,7 +84,7 @@ fn added_object_comes_with_all_interfaces_and_properties_in_one_signal() {
 }
 
 #[test]
-fn gone_pool_takes_filesystems_and_devices_before_itself_and_numbers_are_not_used_again() {
+fn gone_pool_is_removed_after_its_objects() {
     let before = tree(vec![is(&with_filesystem(pool(1, "p"), 3))]);
     let (after, signals) = step(&before, Change::PoolGone(pool_id(1)));
     let interfaces = |kind: &str| ALL.map(|r| format!("'{kind}.r{r}'")).collect::<Vec<_>>().join(" ");
@@ -104,7 +104,7 @@ fn gone_pool_takes_filesystems_and_devices_before_itself_and_numbers_are_not_use
 /// A reply waited for links while another client destroyed the filesystem. The reply then named the
 /// path `/` as the new object.
 #[test]
-fn reply_names_what_it_made_also_when_that_is_gone_again() {
+fn reply_names_objects_that_are_gone_again() {
     let before = tree(vec![is(&with_filesystem(pool(1, "p"), 5))]);
     let made = Id::Filesystem(pool_id(1), filesystem_id(5));
     let path = before.path(made);
@@ -132,7 +132,7 @@ fn renamed_pool_invalidates_the_links_of_its_filesystems() {
 }
 
 #[test]
-fn all_changes_of_an_interface_are_in_one_signal_and_only_where_it_has_the_property() {
+fn each_interface_signals_its_own_changes_once() {
     let old = pool(1, "p");
     let before = tree(vec![is(&old)]);
     let new = PoolView { allocated: Sectors(5), no_alloc_space: true, ..old };
@@ -143,7 +143,7 @@ fn all_changes_of_an_interface_are_in_one_signal_and_only_where_it_has_the_prope
 }
 
 #[test]
-fn renamed_filesystem_sends_its_name_and_invalidates_its_link() {
+fn renamed_filesystem_sends_name_and_invalidates_link() {
     let mut new = with_filesystem(pool(1, "p"), 3);
     let before = tree(vec![is(&new)]);
     let filesystem = Arc::make_mut(new.filesystems.get_mut(&filesystem_id(3)).unwrap());
@@ -153,7 +153,7 @@ fn renamed_filesystem_sends_its_name_and_invalidates_its_link() {
 }
 
 #[test]
-fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
+fn constants_and_silent_properties_are_readable_but_unsent() {
     let old = pool(1, "p");
     let before = tree(vec![is(&old)]);
     let encryption =
@@ -218,7 +218,7 @@ fn bindings_are_told_by_version_and_agreement() {
 
 /// §3.2: the changes by a re-encryption and a decryption; work under way changes no property.
 #[test]
-fn work_on_all_data_is_signalled_when_it_is_done() {
+fn finished_reencryption_is_signalled() {
     use crate::{
         platform::{Timestamp, luks},
         view::ReencryptionJob,
@@ -283,7 +283,7 @@ fn several_changes_are_one_version_removals_first() {
 }
 
 #[test]
-fn pool_that_goes_and_comes_back_gets_new_objects() {
+fn pool_that_comes_back_gets_new_objects() {
     let state = pool(1, "p");
     let before = tree(vec![is(&state)]);
     let (after, signals) = apply(&before, vec![Change::PoolGone(pool_id(1)), is(&state)]);
@@ -296,7 +296,7 @@ fn pool_that_goes_and_comes_back_gets_new_objects() {
 
 /// A read of the top object is made again only if something that the object shows has changed.
 #[test]
-fn what_the_top_object_shows_changes_with_the_stopped_pools_only() {
+fn top_object_changes_with_stopped_pools_only() {
     let (top, first) = ("/org/storage/stratis3", "/org/storage/stratis3/0");
     let before = tree(vec![is(&pool(1, "p"))]);
     let (renamed, _) = apply(&before, vec![is(&pool(1, "q"))]);
@@ -330,7 +330,7 @@ fn stopped_pool() -> StoppedPoolView {
 }
 
 #[test]
-fn stopped_pools_are_signalled_in_the_form_of_each_revision() {
+fn each_revision_signals_its_form_of_stopped_pools() {
     let (tree, signals) = step(&Tree::default(), stopped(1, vec![stopped_pool()]));
     let uuid = "00000000000000000000000000000008";
     let device = "{'devnode'='/dev/x' 'uuid'='00000000000000000000000000000009'}";
@@ -354,7 +354,7 @@ fn stopped_pools_are_signalled_in_the_form_of_each_revision() {
 
 /// Found in review: a name of two stopped pools was shown for neither.
 #[test]
-fn stopped_pools_of_one_name_are_both_shown_with_it() {
+fn stopped_pools_of_one_name_both_show_it() {
     let pools = [7, 8].map(|n| StoppedPoolView { uuid: uuid(n), ..stopped_pool() });
     let (_, signals) = step(&Tree::default(), stopped(1, pools.into()));
     assert_eq!(signals.len(), 10);
@@ -364,7 +364,7 @@ fn stopped_pools_of_one_name_are_both_shown_with_it() {
 }
 
 #[test]
-fn why_a_pool_does_not_run_is_told_in_reports_only() {
+fn only_reports_say_why_a_pool_is_stopped() {
     let tree = tree(vec![stopped(1, vec![stopped_pool()])]);
     let pool = StoppedPoolView { reason: Some("a device is missing".into()), ..stopped_pool() };
     let (after, signals) = step(&tree, stopped(2, vec![pool]));

@@ -21,7 +21,7 @@ use crate::bus::{
 /// has passed. A mark that passed too early would put all portions in front of messages to other
 /// clients.
 #[test]
-fn a_mark_passes_when_the_bus_answers_if_anybody_reads_answers() {
+fn a_mark_passes_when_the_bus_answers() {
     let bus = private_bus();
     let connection = Connection::at(&bus.address).unwrap();
     connection.mark();
@@ -44,7 +44,7 @@ fn a_mark_passes_when_the_bus_answers_if_anybody_reads_answers() {
 }
 
 #[test]
-fn a_flush_sends_what_waits_as_soon_as_the_bus_takes_it() {
+fn a_flush_sends_what_the_bus_takes() {
     const SIGNALS: usize = 8;
     let bus = private_bus();
     let connection = Connection::at(&bus.address).unwrap();

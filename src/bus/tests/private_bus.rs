@@ -324,7 +324,7 @@ fn what_was_replied_is_in_the_next_list() {
 /// stays in the queue, the test reaches its limit.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
-fn writer_and_reader_do_not_wait_for_each_other() {
+fn writer_and_reader_never_deadlock() {
     let bus = private_bus();
     let server = Server::start(&bus, vec![is(&pool(1, "p"))]);
     let (listener, other) = (Client::new(&bus).listens(), Client::new(&bus));
@@ -363,7 +363,7 @@ fn writer_and_reader_do_not_wait_for_each_other() {
 /// earlier signal has told.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
-fn lists_are_never_torn_and_never_older_than_the_signals_before() {
+fn lists_are_neither_torn_nor_outdated() {
     let bus = private_bus();
     let state = |n: u64| PoolView { fs_limit: n, ..large(n) };
     let server = Arc::new(Server::start(&bus, vec![is(&state(0))]));
@@ -414,7 +414,7 @@ fn lists_are_never_torn_and_never_older_than_the_signals_before() {
 /// Renaming a pool with ten thousand filesystems kept all other clients from their signals and
 /// replies for 1.7 s.
 #[test]
-fn large_change_lets_other_pools_pass_and_its_own_wait() {
+fn large_change_holds_up_its_own_pool_only() {
     const FILESYSTEMS: usize = 500;
     let bus = private_bus();
     let named = |text: &str| PoolView { name: name(text), ..large(FILESYSTEMS as u64) };
@@ -563,7 +563,7 @@ fn there_is_no_bus() {
 /// The size of one more filesystem equals that of its entry. The limits in the documentation rest
 /// on these sizes.
 #[test]
-fn a_filesystem_takes_about_four_kilobytes_of_a_list() {
+fn a_listed_filesystem_takes_four_kilobytes() {
     let tree = super::tree(vec![is(&large(1))]);
     let bytes = rendering::entry(tree.objects().nth(1).unwrap()).added().len();
     assert_eq!(

@@ -75,7 +75,7 @@ fn create_pool(name: &str, keys: Keys, clevis: Clevis, (journal, tag): (Option<u
 }
 
 #[test]
-fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
+fn create_pool_reports_mistakes_in_the_known_order() {
     let filler = "(false (/ [])) 1 ";
     let bad_tag = (Some(4097), Some("64b"));
     let refused = |text: String, expected: &str| {
@@ -199,7 +199,7 @@ fn pools_are_named_by_uuid_or_name() {
 }
 
 #[test]
-fn unlock_methods_have_two_spellings_and_mean_nothing_beside_the_flag() {
+fn unlock_methods_have_two_spellings_beside_the_flag() {
     let uuid = "00000000000000000000000000000001";
     let r2 = |id: &str, method: (bool, &str)| answer("", "Manager.r2", "StartPool", (id, method));
     let r4 = |method: (bool, &str)| answer("", "Manager.r7", "StartPool", ("p", "name", method));
@@ -346,7 +346,7 @@ fn a_start_with_a_passphrase_reads_it_first() {
 }
 
 #[test]
-fn a_cache_for_an_encrypted_pool_is_refused_by_the_first_revisions() {
+fn first_revisions_refuse_caches_of_encrypted_pools() {
     use crate::{
         bus::reader::respond,
         view::{EncryptionView, PoolView},
@@ -374,7 +374,7 @@ fn a_cache_for_an_encrypted_pool_is_refused_by_the_first_revisions() {
 }
 
 #[test]
-fn a_descriptor_is_needed_only_where_one_is_announced() {
+fn only_announced_descriptors_are_needed() {
     use crate::bus::{arguments, wire::DescriptorArgument};
     assert!(matches!(arguments::passphrase(None), Ok(None)));
     let open: std::os::fd::OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
@@ -443,7 +443,7 @@ fn outcomes_of_methods_are_result_code_and_text() {
 }
 
 #[test]
-fn refused_set_has_the_error_name_that_most_clients_explain() {
+fn refused_set_has_the_error_clients_know() {
     let tree = two_pools();
     let error = |revision, outcome| match asked(InterfaceKind::Blockdev, revision, "UserInfo").answer(outcome, &tree) {
         Answer::Error(name, _) => name,
@@ -457,7 +457,7 @@ fn refused_set_has_the_error_name_that_most_clients_explain() {
 
 /// Found in review: several texts said what is wrong but not what to do.
 #[test]
-fn a_refusal_of_a_call_says_what_to_do() {
+fn each_refusal_says_what_to_do() {
     let text = || "x".to_owned();
     let refusals = [
         CallError::UnknownObject(text()),
@@ -539,7 +539,7 @@ fn reports_are_json() {
 }
 
 #[test]
-fn a_report_tells_of_work_on_all_data_of_a_pool() {
+fn a_report_shows_the_reencryption_job() {
     use crate::{
         platform::{Timestamp, luks::ReencryptionMode},
         view::{PoolView, ReencryptionJob},
@@ -575,7 +575,7 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
 /// A refusal that listed twenty thousand paths was a reply of 150 kB. One that quoted a name of 16
 /// MiB was as long as the name.
 #[test]
-fn long_texts_are_cut_in_the_middle_and_between_characters() {
+fn long_texts_are_cut_in_the_middle() {
     let short = "the name `a b` contains a space".to_owned();
     assert_eq!(readable(short.clone()), short);
     for padding in 0..4 {

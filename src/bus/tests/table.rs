@@ -94,7 +94,7 @@ fn comparison_of_introspections_sees_differences() {
 }
 
 #[test]
-fn top_lists_its_children_and_paths_above_list_theirs() {
+fn each_path_lists_its_children() {
     let xml = introspect::top(["/org/storage/stratis3/0", "/org/storage/stratis3/17"].into_iter());
     assert!(xml.contains("<node name=\"0\"/>") && xml.contains("<node name=\"17\"/>"));
     assert!(introspect::above("storage").contains("<node name=\"storage\"/>"));

@@ -150,7 +150,7 @@ fn lists_are_what_libdbus_takes_to_be_right() {
 
 /// The error that replaces an answer longer than the limit.
 #[test]
-fn an_answer_that_is_too_long_becomes_an_error_and_a_signal_is_not_sent() {
+fn too_long_answers_become_errors_and_signals_nothing() {
     let of = |length: usize| Answer::Return(Body::of(&[Value::Str("x".repeat(length))]));
     let made = |length| message::answer(&caller(), &of(length)).unwrap();
     let length = |outgoing: &Outgoing| outgoing.parts.iter().map(|part| part.bytes().len()).sum::<usize>();
@@ -190,7 +190,7 @@ fn text_is_cut_at_nul() {
 }
 
 #[test]
-fn arguments_must_be_of_the_types_wanted_and_more_are_ignored() {
+fn arguments_have_wanted_types_and_surplus_is_ignored() {
     let message = reply(&Body::of(&[Value::str("x"), Value::U16(7)]));
     assert_eq!(message::arguments(&message, Types("s")), Ok(vec![Value::str("x")]));
     assert_eq!(message::arguments(&message, Types("")), Ok(vec![]));

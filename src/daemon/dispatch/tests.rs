@@ -328,7 +328,7 @@ fn records_come_in_commit_order_with_their_replies() {
 }
 
 #[test]
-fn the_grant_is_held_while_the_record_is_made() {
+fn records_are_made_under_the_grant() {
     let dispatcher = Arc::new(OnceLock::<Dispatcher<Answer, ToyContext>>::new());
     let (seen, holders) = unbounded();
     let watched = Arc::clone(&dispatcher);
@@ -489,7 +489,7 @@ fn parts_run_in_parallel_and_join_in_order() {
 }
 
 #[test]
-fn brief_steps_run_while_slow_ones_fill_their_bound() {
+fn brief_steps_never_wait_for_slow_ones() {
     let daemon = daemon(4);
     let slow: Vec<_> = (0..5)
         .map(|_| {

@@ -191,7 +191,7 @@ fn a_panicking_callback_does_not_block_other_grants() {
 }
 
 #[test]
-fn a_panic_that_drops_a_guard_ends_its_grant() {
+fn a_panic_ends_its_grant() {
     let lock = table(1);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut guard = as_write(acquire(&lock, write(0), "panics".into()));

@@ -15,7 +15,7 @@ fn always(_: &u8) -> bool {
 }
 
 #[test]
-fn a_place_that_opens_wakes_the_first_arrival_only() {
+fn an_opened_place_wakes_the_first_arrival() {
     let parking = Parking::new();
     let (woken, wakes) = unbounded();
     for who in [3, 1, 2] {

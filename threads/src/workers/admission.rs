@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn every_share_may_run_one_job_beyond_the_shared_bound() {
+    fn each_share_runs_one_job_beyond_the_bound() {
         let mut admission = Admission::new(BOUNDS);
         assert_eq!(admitted(&mut admission, "aaabbb"), "abab");
         // The shared bound is reached, but c and d run nothing.

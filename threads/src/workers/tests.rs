@@ -131,7 +131,7 @@ fn idle_threads_beyond_the_kept_ones_end() {
 }
 
 #[test]
-fn jobs_of_a_share_start_by_rank_and_then_by_submission() {
+fn jobs_of_a_share_start_by_rank() {
     let (group, workers) = start(1, one_share(1));
     let (first, first_gate) = Gated::new();
     first.submit(&workers, Class::Brief(0), 0);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_panic_under_a_write_grant_restricts_the_pool() {
+fn a_panic_while_writing_restricts_the_pool() {
     let daemon = daemon(2);
     daemon.submit(
         "bad",

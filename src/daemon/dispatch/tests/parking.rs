@@ -44,7 +44,7 @@ fn no_wake_up_is_lost_before_parking() {
 }
 
 #[test]
-fn a_claim_given_back_wakes_a_request_at_once() {
+fn a_released_claim_wakes_a_request_at_once() {
     let daemon = daemon(4);
     assert!(daemon.context.claim());
     daemon.submit("waiter", claiming_quick(1));

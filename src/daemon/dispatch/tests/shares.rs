@@ -136,7 +136,7 @@ fn pools_hung_under_their_lock_leave_others_alone() {
 
 /// A device that hangs would hang the next daemon too, so it is no reason to end this one.
 #[test]
-fn hung_steps_do_not_keep_the_watchdog_from_its_answer() {
+fn hung_steps_do_not_silence_the_watchdog() {
     let daemon = seventeen();
     let mut hung = Hung::new();
     let step = hung.step();
