@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use self::entries::{Entries, Entry};
+use self::entries::{Entries, Entry, Running};
 pub use self::set::{DeviceSet, DeviceSetVerdict, FoundDevice, STOPPED, Seen};
 use crate::{
     base::{
@@ -42,17 +42,6 @@ pub struct Registry {
     /// Pools that a user stopped while their devices were gone. The devices still say that these
     /// pools are to run.
     unrecorded_stops: BTreeSet<PoolUuid>,
-}
-
-/// What is known of a running pool.
-#[derive(Debug, Default)]
-struct Running {
-    /// The pool's devices.
-    members: BTreeMap<DeviceNumber, (PathBuf, DevUuid)>,
-    /// Devices that claim to belong to the pool but are not its members: a clone, a device left
-    /// over, or a member that has come back under another node. They become part of the set when
-    /// the pool is stopped.
-    beside: DeviceSet,
 }
 
 /// A generation counter per pool. It advances when the pool starts to run or stops. Whatever was

@@ -6,6 +6,9 @@
 //! waits. The daemon runs chains over the lock of the `threads` crate and its workers; a test can
 //! run the same chains in a plain loop.
 //!
+//! This file and `engine/mod.rs` use each other, which is the only circle in this room: a step gets
+//! the [`Engine`], and the engine keeps the chains that steps have begun in the background.
+//!
 //! Rules:
 //! - A step that runs [`Step::Locked`] a lock is quick: memory, device-mapper calls, metadata
 //!   writes. Formatting, checking, and waiting for others each belong into a [`Step::Blocking`], which

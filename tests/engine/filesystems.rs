@@ -214,16 +214,16 @@ fn a_leftover_in_use_keeps_no_pool_down() {
     bench = scheduler.bench;
     let listed = bench.sim.dm_list().unwrap();
     let known: Vec<String> = bench.pool("p").unwrap().filesystems.keys().map(|id| id.simple()).collect();
-    let unborn = |dm: &&stratisd::platform::dm::Listed| {
+    let is_pending = |dm: &&stratisd::platform::dm::Listed| {
         dm.name.contains("thin-fs") && known.iter().all(|id| !dm.name.contains(id.as_str()))
     };
-    let unborn = listed.iter().find(unborn).expect("the thin device is there").name.clone();
-    bench.sim.hold_device(&unborn, 1000).unwrap();
+    let pending = listed.iter().find(is_pending).expect("the thin device is there").name.clone();
+    bench.sim.hold_device(&pending, 1000).unwrap();
     let (mut bench, said) = listen(|| Bench::start(bench.sim));
     assert_eq!(bench.names(), ["p"], "{said}");
     assert!(said.contains("stays until the next set-up"), "{said}");
     assert_eq!(bench.create_filesystems("p", &["h"]).unwrap(), 1, "its number is not given out");
-    bench.sim.hold_device(&unborn, 0).unwrap();
+    bench.sim.hold_device(&pending, 0).unwrap();
     let bench = Bench::start(bench.sim);
     bench.check_nothing_left("when it is free");
     assert_eq!(bench.pool("p").unwrap().filesystems.len(), 3);

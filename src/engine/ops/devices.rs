@@ -440,7 +440,7 @@ fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, i
     let entry = |meta: &PoolMetadata| {
         meta.device_entries().find(|(_, entry)| entry.uuid == device).map(|(_, entry)| entry.user_info.clone())
     };
-    if entry(&pool.meta()).ok_or_else(missing)? == info {
+    if entry(pool.meta()).ok_or_else(missing)? == info {
         return Ok(false);
     }
     pool.change(platform, Choose::Some(platform.random()), |meta| {

@@ -60,11 +60,6 @@ impl FromIterator<(DevUuid, Member)> for Members {
 }
 
 impl Members {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// Finds a member.
     pub fn get(&self, device: DevUuid) -> Option<&Member> {
         self.0.get(&device)

@@ -10,9 +10,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{DeviceSet, Running};
+use super::set::DeviceSet;
 use crate::{
-    base::{ids::PoolUuid, name::Name},
+    base::{
+        ids::{DevUuid, PoolUuid},
+        name::Name,
+    },
+    platform::DeviceNumber,
     view,
 };
 
@@ -23,6 +27,17 @@ pub(super) struct Entry {
     pub(super) set: DeviceSet,
     /// What is known of the running pool.
     pub(super) running: Option<Running>,
+}
+
+/// What is known of a running pool.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    /// The pool's devices.
+    pub(super) members: BTreeMap<DeviceNumber, (PathBuf, DevUuid)>,
+    /// Devices that claim to belong to the pool but are not its members: a clone, a device left
+    /// over, or a member that has come back under another node. They become part of the set when
+    /// the pool is stopped.
+    pub(super) beside: DeviceSet,
 }
 
 impl Entry {

@@ -38,7 +38,7 @@ pub(super) fn encryption_of(
     members: &mut Members,
     name: &str,
 ) -> Result<Option<Info>> {
-    let all = members.len();
+    let all = members.values().len();
     let mut containers: Vec<&mut LuksDevice> = members.containers_mut().collect();
     if containers.is_empty() {
         return Ok(None);
