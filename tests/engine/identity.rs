@@ -12,7 +12,7 @@ use stratisd::{
         ops,
     },
     platform::{
-        Platform, Timestamp,
+        DeviceAction, DeviceEvent, Platform, Timestamp,
         dm::{Line, Visibility},
         sim::Sim,
     },
@@ -109,6 +109,31 @@ fn a_clone_that_went_without_event_clashes_no_more() {
     let mut bench = Bench::start(sim);
     assert!(bench.start_pool("p").unwrap_err().sentence().contains("/dev/a, /dev/clone"));
     bench.sim.pull_disk(path("/dev/clone")).unwrap();
+    assert!(bench.start_pool("p").unwrap());
+}
+
+/// The next event of the original is enough.
+#[test]
+fn an_event_of_the_original_ends_a_clash_with_nothing() {
+    let sim = two_disks();
+    clone_disk(&sim, "/dev/a", "/dev/clone");
+    let mut bench = Bench::start(sim);
+    assert_eq!(bench.names(), Vec::<String>::new());
+    bench.sim.pull_disk(path("/dev/clone")).unwrap();
+    let device = bench.sim.find_device(path("/dev/a")).ok();
+    let changed = DeviceEvent { action: DeviceAction::Change, path: path("/dev/a").into(), device, unlinked: None };
+    bench.run(ops::device_event(changed));
+    assert_eq!(bench.names(), ["p"]);
+}
+
+/// The same for one that was overwritten.
+#[test]
+fn a_clone_overwritten_without_event_clashes_no_more() {
+    let sim = two_disks();
+    clone_disk(&sim, "/dev/a", "/dev/clone");
+    let mut bench = Bench::start(sim);
+    assert!(bench.start_pool("p").unwrap_err().sentence().contains("/dev/a, /dev/clone"));
+    bench.sim.put(path("/dev/clone"), 0, &[0; 1 << 20]).unwrap();
     assert!(bench.start_pool("p").unwrap());
 }
 

@@ -505,3 +505,14 @@ fn a_job_that_panicked_resumes_on_request() {
     assert!(is_done(&bench, ReencryptionMode::Reencrypt) && mark(&bench) == 7);
     assert_eq!(shown(&bench, "p").keys, [(1, "k".to_owned())]);
 }
+
+/// Resuming the job that is there would do something else than the caller has asked for.
+#[test]
+fn another_job_is_refused_while_one_is_unfinished() {
+    let mut bench = halted(ReencryptionMode::Reencrypt, V2);
+    let refused = bench.run(ops::decrypt_pool(bench.id("p")));
+    assert!(refused.is_err(), "{refused:?}");
+    set_key(&mut bench, "k", "secret of k");
+    assert!(is_done(&bench, ReencryptionMode::Reencrypt) && shown(&bench, "p").keys.len() == 1);
+    assert_eq!(mark(&bench), 7);
+}

@@ -226,4 +226,11 @@ mod tests {
         assert_eq!(agreed.lowest(Kind::Keyring).unwrap().token, 0);
         assert_eq!((agreed.free_token(), agreed.get(5).unwrap().keyslot), (Some(1), 15));
     }
+
+    #[test]
+    fn bindings_of_a_kind_leave_out_the_others() {
+        let all = bindings(&[tang(7, "http://a", "x"), key(5, "a"), key(0, "b")]);
+        let tokens = |kind| all.of_kind(kind).iter().map(|binding| binding.token).collect::<Vec<_>>();
+        assert_eq!((tokens(Kind::Keyring), tokens(Kind::Clevis)), (vec![0, 5], vec![7]));
+    }
 }
