@@ -431,4 +431,18 @@ mod tests {
         check(&[0, 1], &[1], false);
         check(&[0], &[], false);
     }
+
+    #[test]
+    fn an_encryption_or_decryption_is_done_when_the_state_says_so() {
+        let unfinished = |mode| DataEncryption::Unfinished { mode, done: Bytes(1 << 20) };
+        let check = |before: DataEncryption, now: DataEncryption, expected: bool| {
+            assert_eq!(is_done(&header(before, &[0], &[]), &header(now, &[0], &[])), expected, "{before:?} {now:?}");
+        };
+        check(unfinished(ReencryptionMode::Encrypt), DataEncryption::Encrypted, true);
+        check(unfinished(ReencryptionMode::Decrypt), DataEncryption::Clear, true);
+        check(DataEncryption::Encrypted, DataEncryption::Clear, true);
+        check(unfinished(ReencryptionMode::Decrypt), unfinished(ReencryptionMode::Decrypt), false);
+        check(DataEncryption::Encrypted, unfinished(ReencryptionMode::Decrypt), false);
+        check(DataEncryption::Clear, DataEncryption::Clear, false);
+    }
 }
