@@ -30,11 +30,11 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
     let delete = || platform.dm_message(thin_pool, &format!("delete {id}"));
     let deleted = match delete() {
         Err(error) if error.errno() == Some(nix::libc::EOPNOTSUPP) => match platform.dm_find(thin_pool)? {
-            Some(found) if !found.table.is_empty() => platform
+            Some(found) => platform
                 .dm_load(thin_pool, &found.table)
                 .and_then(|()| platform.dm_resume(thin_pool, Visibility::Private))
                 .and_then(|()| delete()),
-            _ => Err(error),
+            None => Err(error),
         },
         other => other,
     };

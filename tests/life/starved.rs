@@ -12,7 +12,10 @@ use stratisd::{
         plan::sizes,
         thin_status::{PoolStatus, State},
     },
-    platform::{Platform, Program, WriteStep, sim::Sim},
+    platform::{
+        Platform, Program, WriteStep,
+        sim::{CallKind, Sim},
+    },
     view::Availability,
 };
 use support::bench::{Bench, GIB};
@@ -200,4 +203,19 @@ fn damage_is_not_ended_by_space() {
     bench.start_pool("p").unwrap();
     bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
     expect_free(&mut bench, "after a start and a disk");
+}
+
+/// A failure that counted as a deletion would leave a thin device whose blocks are never free again.
+#[test]
+fn a_thin_device_that_stays_is_deleted_later() {
+    let mut bench = small();
+    let (pool, filesystem) = (bench.id("p"), bench.filesystem("p", "f"));
+    let thin_pool = Role::ThinPool.name(pool);
+    let before = bench.sim.thin_ids(&thin_pool).unwrap();
+    // The deletion is tried twice.
+    (0..2).for_each(|_| bench.sim.faults().fail_next(CallKind::DmMessage, &thin_pool));
+    assert_eq!(bench.run(ops::destroy_filesystems(pool, vec![filesystem])).unwrap(), [filesystem]);
+    assert_eq!(bench.sim.thin_ids(&thin_pool).unwrap(), before);
+    let bench = bench.reboot();
+    assert_eq!(bench.sim.thin_ids(&thin_pool).unwrap().len(), before.len() - 1);
 }
