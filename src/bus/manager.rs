@@ -232,7 +232,7 @@ mod tests {
             devices: vec![("/dev/x".into(), format!("{number:032x}").parse().unwrap())],
             metadata_version: Some(2),
             features: None,
-            encryption: (number % 2 == 0).then_some(keys),
+            encryption: number.is_multiple_of(2).then_some(keys),
             partial: false,
             reason: None,
         }
