@@ -252,7 +252,7 @@ fn a_new_device_is_read_back() {
 }
 
 #[test]
-fn a_header_that_breaks_a_rule_is_not_written() {
+fn an_invalid_header_is_not_written() {
     let machine = Machine::default();
     let small = StaticHeader { device_size: Sectors(8191), ..header() };
     assert!(matches!(initialize(&machine, disk(), small), Err(BdaError::BadHeader { .. })));
@@ -380,7 +380,7 @@ fn flags_are_set_and_cleared_on_the_device() {
 
 /// A header write that failed at any step can be repeated and can be undone.
 #[test]
-fn a_failed_change_of_the_header_is_settled_by_the_next() {
+fn the_next_header_change_settles_a_failed_one() {
     for fail_at in 1..=6 {
         for size in [header().device_size, Sectors(30_000_000), Sectors(40_000_000)] {
             let machine = Machine::holding(saved(1));
@@ -465,7 +465,7 @@ fn header_copies_are_repaired_on_the_device() {
 }
 
 #[test]
-fn damaged_metadata_is_an_error_and_not_a_foreign_device() {
+fn damaged_metadata_is_an_error() {
     let machine = Machine::holding(saved(1));
     machine.with(disk(), |device| device.unreadable.extend([16, 16 + 2 * 508]));
     assert!(matches!(load(&machine), Err(BdaError::Mda { .. })));
@@ -476,7 +476,7 @@ fn damaged_metadata_is_an_error_and_not_a_foreign_device() {
 /// save was then interrupted. This is the reason for the flush before a save that follows a failed
 /// one.
 #[test]
-fn two_failed_flushes_and_a_power_cut_lose_nothing() {
+fn failed_flushes_and_a_power_cut_lose_nothing() {
     // The step that makes the header durable is the fourth, or the fifth if the save began with a
     // flush.
     let failures = [[4, 4], [4, 5], [5, 4], [5, 5]];
@@ -539,7 +539,7 @@ impl Pool {
 }
 
 #[test]
-fn at_most_ten_devices_are_written_unless_all_are_asked_for() {
+fn a_save_writes_at_most_ten_devices() {
     let mut pool = Pool::new(14);
     let mut written = BTreeSet::new();
     for i in 1..=20_u8 {
@@ -558,7 +558,7 @@ fn at_most_ten_devices_are_written_unless_all_are_asked_for() {
 }
 
 #[test]
-fn stamps_of_a_pool_grow_when_the_clock_does_not() {
+fn stamps_grow_when_the_clock_does_not() {
     let mut pool = Pool::new(2);
     let stamps = [5, 5, 3].map(|now| pool.save(b"x", at(now), Choose::Everywhere).unwrap().stamp);
     assert_eq!(stamps.map(|stamp| (stamp.seconds, stamp.nanoseconds)), [(5, 0), (5, 1), (5, 2)]);
@@ -583,7 +583,7 @@ fn one_device_that_works_is_enough() {
 }
 
 #[test]
-fn what_fits_no_device_is_refused_before_any_write() {
+fn metadata_that_fits_nowhere_is_refused_before_writing() {
     let mut pool = Pool::new(2);
     let long = vec![b' '; 260_065];
     let error = pool.save(&long, at(1), Choose::Everywhere).unwrap_err();
@@ -594,7 +594,7 @@ fn what_fits_no_device_is_refused_before_any_write() {
 }
 
 #[test]
-fn longer_json_goes_to_the_devices_that_have_room() {
+fn longer_json_goes_to_devices_with_room() {
     let mut pool = Pool::new(2);
     let path = PathBuf::from("/large");
     let large = StaticHeader { mda_size: Sectors(4064), device: DevUuid::from_random([7; 16]), ..header() };

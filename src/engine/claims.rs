@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_claimed_whole_or_not_at_all() {
+    fn a_set_is_claimed_whole_or_not() {
         let claims = Arc::new(Claims::default());
         let first = claims.claim([name("a"), name("b"), name("a")]).unwrap();
         assert_eq!(claims.claim([name("c"), name("b")]).err(), Some(Wait::Key(name("b"))));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn no_work_begins_in_a_pool_that_is_drained() {
+    fn no_work_begins_in_a_draining_pool() {
         let claims = Arc::new(Claims::default());
         let [p, q] = pools();
         let drain = claims.claim([Key::Drain(p)]).unwrap();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watcher_is_told_when_the_keys_are_free() {
+    fn the_watcher_learns_when_keys_are_free() {
         let claims = Arc::new(Claims::default());
         let [p, _] = pools();
         let told = Arc::new(Mutex::new(Vec::new()));

@@ -39,7 +39,7 @@ fn what_is_clear_is_planned() {
 }
 
 #[test]
-fn an_origin_that_is_not_there_cannot_be_replaced() {
+fn a_missing_origin_cannot_be_replaced() {
     let records = [record(1, None, true), record(2, Some(9), true)];
     assert_eq!(planned(&records), (vec![], vec![(id(1), Ignored::NoOrigin), (id(2), Ignored::NoOrigin)]));
 }
@@ -73,7 +73,7 @@ fn what_is_not_planned_stands_in_nobodys_way() {
 }
 
 #[test]
-fn the_origin_keeps_its_identity_and_gets_the_snapshots_device() {
+fn the_origin_gets_the_device_of_its_snapshot() {
     let mut records =
         vec![record(1, Some(9), false), record(2, Some(1), true), record(3, Some(1), false), record(4, Some(2), false)];
     let revert = plan(&records).0[0];
@@ -95,7 +95,7 @@ fn the_origin_keeps_its_identity_and_gets_the_snapshots_device() {
 }
 
 #[test]
-fn what_another_daemon_has_made_of_them_is_left_alone() {
+fn changes_of_another_daemon_are_left_alone() {
     let records = [record(1, None, false), record(2, Some(1), true)];
     let revert = plan(&records).0[0];
     for mut changed in [

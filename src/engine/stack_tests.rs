@@ -70,7 +70,7 @@ fn linear_tables_grow_at_their_end_only() {
 }
 
 #[test]
-fn a_thin_pool_may_grow_and_have_other_settings() {
+fn a_thin_pool_grows_and_takes_other_settings() {
     let old = thin_pool(2048, 2, 10, &["a", "b"]);
     assert!(precedes(&old, &thin_pool(4096, 2, 20, &["c"])));
     assert!(!precedes(&old, &thin_pool(1024, 2, 10, &["a", "b"])));
@@ -82,7 +82,7 @@ fn a_thin_pool_may_grow_and_have_other_settings() {
 }
 
 #[test]
-fn a_cache_and_its_place_holder_take_each_others_place() {
+fn a_cache_and_its_placeholder_are_exchanged() {
     let wanted = cache(500, "default");
     assert!(is_same(&cache(500, "smq")[0], &wanted[0]));
     assert!(precedes(&cache(400, "smq"), &wanted));

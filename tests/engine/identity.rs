@@ -103,7 +103,7 @@ fn equal_clones_keep_their_pool_down() {
 
 /// udev may lose the event. A device that has gone clashes with nothing, whatever was known of it.
 #[test]
-fn a_clone_that_went_without_event_clashes_no_more() {
+fn a_vanished_clone_clashes_no_more() {
     let sim = two_disks();
     clone_disk(&sim, "/dev/a", "/dev/clone");
     let mut bench = Bench::start(sim);
@@ -114,7 +114,7 @@ fn a_clone_that_went_without_event_clashes_no_more() {
 
 /// The next event of the original is enough.
 #[test]
-fn an_event_of_the_original_ends_a_clash_with_nothing() {
+fn an_event_ends_a_clash_with_nothing() {
     let sim = two_disks();
     clone_disk(&sim, "/dev/a", "/dev/clone");
     let mut bench = Bench::start(sim);

@@ -161,7 +161,7 @@ fn an_encryption_takes_fifty_gib_in_advance() {
 
 /// A larger sector could be torn by a power cut where filesystems rely on a whole one.
 #[test]
-fn an_encryption_sector_is_the_smallest_of_the_pool() {
+fn encryption_uses_the_smallest_sector_of_the_pool() {
     let sim = Sim::builder().physical(4096).build();
     let mut bench = Bench::start(sim);
     set_key(&mut bench, "k", "secret of k");

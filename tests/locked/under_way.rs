@@ -201,7 +201,7 @@ fn a_reencrypted_pool_takes_devices_and_grows() {
 
 /// An opened LUKS device that is larger than its record says might be used past the end that the record knows.
 #[test]
-fn a_growth_that_is_not_recorded_is_taken_back() {
+fn an_unrecorded_growth_is_taken_back() {
     let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V1);
     let (pool, device) = (bench.id("p"), device_at(&bench, SMALL));
     let opened = bench.sim.dm_node(&stratisd::engine::dm_names::opened_device(device));

@@ -73,7 +73,7 @@ fn headings(document: &str) -> BTreeSet<String> {
 }
 
 #[allow(clippy::disallowed_methods)] // git alone knows which files belong to the project
-fn files() -> Vec<String> {
+pub(super) fn files() -> Vec<String> {
     let Ok(listed) = Command::new("git").args(["ls-files", "-z"]).current_dir(project()).output() else {
         return Vec::new(); // a source archive: the rule has been checked where the archive was made
     };
@@ -210,7 +210,7 @@ fn selects_nothing(filter: &str, names: &BTreeSet<String>) -> bool {
 }
 
 #[test]
-fn each_test_command_in_a_document_runs_a_test() {
+fn each_documented_test_command_runs_a_test() {
     let names = names_in_sources();
     let documents = files().into_iter().filter(|file| file.ends_with(".md"));
     let mut wrong = Vec::new();

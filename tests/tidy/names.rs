@@ -1,13 +1,17 @@
-//! Names and sizes: no two types share a name, no `Pool` knows too much, and no file is longer than one reads at once.
+//! Names and sizes: no two types share a name, a test's name is short, no `Pool` knows too much, and no file is longer
+//! than one reads at once.
 //!
 //! Reads declarations, not uses. Test code may name its types as it likes: each test is read by itself.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
-use super::{Source, code_of, code_without_tests, is_word, rust_sources};
+use super::{Source, code_of, code_without_tests, documents::files, is_word, project, rust_sources};
 
 /// Each area has its own error and the result that goes with it. They are used with the area in front (`engine::Error`).
 const ONE_PER_AREA: [&str; 2] = ["Error", "Result"];
+
+/// A test's name states its promise in this many words.
+const TEST_NAME_WORDS_MAX: usize = 8;
 
 const POOL_FIELDS_MAX: usize = 10;
 
@@ -49,6 +53,33 @@ fn doubles(sources: &[Source]) -> Vec<String> {
 fn each_type_name_has_one_meaning() {
     let doubles = doubles(&rust_sources(&["src", "threads/src"]));
     assert!(doubles.is_empty(), "{} names have two meanings:\n{}", doubles.len(), doubles.join("\n"));
+}
+
+/// The tests with longer names, in Rust and in the guest's Python.
+fn long_test_names(source: &Source) -> Vec<String> {
+    let mut after_attribute = false;
+    let tests = source.text.lines().filter_map(|line| {
+        let line = line.trim_start();
+        let function = line.strip_prefix("fn ").filter(|_| after_attribute);
+        after_attribute = line == "#[test]" || after_attribute && line.starts_with("#[");
+        let name = function.or_else(|| line.strip_prefix("def test_"))?;
+        Some(name.chars().take_while(|c| is_word(*c)).collect::<String>())
+    });
+    let long = tests.filter(|name| name.split('_').count() > TEST_NAME_WORDS_MAX);
+    long.map(|name| format!("{}: {name}", source.path)).collect()
+}
+
+#[test]
+fn test_names_are_short() {
+    let guest = files().into_iter().filter(|file| file.starts_with("tests/machine/guest/") && file.ends_with(".py"));
+    let guest = guest.map(|path| Source { text: fs::read_to_string(project().join(&path)).expect("readable"), path });
+    let sources = rust_sources(&["src", "threads", "tests"]).into_iter().chain(guest);
+    let long: Vec<String> = sources.flat_map(|source| long_test_names(&source)).collect();
+    assert!(long.is_empty(), "more than {TEST_NAME_WORDS_MAX} words:\n{}", long.join("\n"));
+    let planted =
+        "#[test]\n#[ignore]\nfn a_b_c_d_e_f_g_h_i() {}\n#[test]\nfn a_b_c_d_e_f_g_h() {}\nfn a_b_c_d_e_f_g_h_i() {}";
+    let planted = Source { path: "x".to_owned(), text: format!("{planted}\ndef test_a_b_c_d_e_f_g_h_j():") };
+    assert_eq!(long_test_names(&planted), ["x: a_b_c_d_e_f_g_h_i", "x: a_b_c_d_e_f_g_h_j"]);
 }
 
 /// The fields of each struct of this name.

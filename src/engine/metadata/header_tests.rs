@@ -33,7 +33,7 @@ fn has_the_usual_sizes() {
 }
 
 #[test]
-fn a_half_is_a_zero_sector_the_block_and_six_more() {
+fn a_half_holds_the_block_between_zeros() {
     let half = example().encode_half();
     assert_eq!(half[..512], [0; 512]);
     assert_eq!(half[512..1024], example().encode());

@@ -90,7 +90,7 @@ fn region_headers_are_the_worked_examples() {
 }
 
 #[test]
-fn a_save_leaves_the_worked_example_in_both_regions_of_a_pair() {
+fn a_save_writes_the_example_to_both_regions() {
     let mut area = Area::initialized();
     area.save(br#"{"a":1}"#, at(1_700_000_001, 5));
     for (offset, header) in [(8192, WRITTEN), (268_288, EMPTY), (528_384, WRITTEN), (788_480, EMPTY)] {
@@ -119,7 +119,7 @@ fn pairs_alternate() {
 }
 
 #[test]
-fn what_is_remembered_after_a_save_is_what_is_read() {
+fn after_a_save_memory_equals_the_disk() {
     let mut area = Area::initialized();
     let mut known = area.load().unwrap();
     for i in 1..4 {
@@ -216,7 +216,7 @@ fn of_an_empty_header_nothing_else_counts() {
 }
 
 #[test]
-fn refuses_to_write_what_is_old_or_too_long() {
+fn old_or_too_long_metadata_is_refused() {
     let mut area = Area::initialized();
     area.save(b"x", at(5, 5));
     let mda = area.load().unwrap();

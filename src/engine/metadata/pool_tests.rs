@@ -124,7 +124,7 @@ fn writes_the_encrypted_variant() {
 }
 
 #[test]
-fn keys_of_version_2_are_never_in_version_1() {
+fn version_1_has_no_keys_of_version_2() {
     let mut pool = v2_encrypted();
     let text = text(&pool, MetadataVersion::V1);
     for key in ["features", "integrity_spec", "integrity_meta_allocs", "crypt_meta_allocs"] {
@@ -171,7 +171,7 @@ fn reads_metadata_of_older_series() {
 }
 
 #[test]
-fn our_own_key_is_there_only_when_it_says_something() {
+fn our_own_key_is_omitted_when_empty() {
     let stamp = Timestamp { seconds: 9, nanoseconds: 8 };
     let destroying = PoolMetadata { destroying: Some(stamp), last_reencrypt: Some(7), started: Some(false), ..v1() };
     let text = text(&destroying, MetadataVersion::V1);

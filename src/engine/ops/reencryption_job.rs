@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_volume_key_is_one_whose_keyslot_counts() {
+    fn a_new_keyslot_that_counts_ends_the_job() {
         let before = header(DataEncryption::Encrypted, &[0, 1], &[1]);
         let check = |keyslots: &[u32], unused: &[u32], expected: bool| {
             let now = header(DataEncryption::Encrypted, keyslots, unused);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encryption_or_decryption_is_done_when_the_state_says_so() {
+    fn the_state_tells_whether_a_job_is_done() {
         let unfinished = |mode| DataEncryption::Unfinished { mode, done: Bytes(1 << 20) };
         let check = |before: DataEncryption, now: DataEncryption, expected: bool| {
             assert_eq!(is_done(&header(before, &[0], &[]), &header(now, &[0], &[])), expected, "{before:?} {now:?}");

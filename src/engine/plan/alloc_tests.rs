@@ -44,7 +44,7 @@ fn a_cache_takes_metadata_first_and_then_all() {
 }
 
 #[test]
-fn serves_device_by_device_and_completely_or_not_at_all() {
+fn allocation_is_device_by_device_and_whole() {
     let mut tier = TierSpace::new([(device(1), space(8292)), (device(2), space(8242))]);
     let before = tier.clone();
     assert_eq!(tier.request(&[Sectors(100), Sectors(51)]), Ok(None));
@@ -177,7 +177,7 @@ proptest! {
     }
 
     #[test]
-    fn a_tier_gives_each_sector_once_in_pool_order(
+    fn a_tier_hands_out_each_sector_once(
         sizes in prop::collection::vec(0..50_u64, 0..4),
         requests in prop::collection::vec(prop::collection::vec(0..30_u64, 0..4), 0..6),
     ) {

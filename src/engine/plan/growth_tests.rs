@@ -52,7 +52,7 @@ fn data_grows_at_the_mark_and_not_before() {
 }
 
 #[test]
-fn data_does_not_wait_for_what_metadata_needs_nor_takes_it_away() {
+fn data_and_metadata_keep_their_own_space() {
     let unknown = |available| GrowthFacts { metadata_needed: None, available: Sectors(available), ..with_free(100) };
     check(unknown(400 * GIB), data(51_200));
     let held_back = (sizes::thin_metadata_at_most(Sectors(100 * GIB), 100).0 - 59_392) * 2;
@@ -65,7 +65,7 @@ fn data_does_not_wait_for_what_metadata_needs_nor_takes_it_away() {
 }
 
 #[test]
-fn writes_fail_when_nothing_is_left_and_wait_when_something_is() {
+fn writes_wait_only_while_space_is_left() {
     let full = GrowthFacts { available: Sectors(2047), ..with_free(15_360) };
     check(full, Growth { writes_fail: true, ..Growth::default() });
     check(GrowthFacts { available: Sectors(2047), ..with_free(15_361) }, Growth::default());
@@ -77,7 +77,7 @@ fn writes_fail_when_nothing_is_left_and_wait_when_something_is() {
 }
 
 #[test]
-fn metadata_follows_the_need_and_doubles_when_it_is_low() {
+fn metadata_follows_the_need_and_doubles() {
     let needs = |needed| GrowthFacts { metadata_needed: Some(Sectors(needed)), ..calm() };
     check(needs(61_440), Growth { metadata: Sectors(2048), ..Growth::default() });
     check(needs(1024), Growth::default());
@@ -175,7 +175,7 @@ fn filesystem(size: u64, used_percent: u64) -> FilesystemFill {
 }
 
 #[test]
-fn a_filesystem_doubles_when_more_than_half_is_used() {
+fn a_filesystem_doubles_when_half_full() {
     let full = filesystem(GIB, 51);
     let half = FilesystemFill { used: Bytes(full.total.0 / 2), ..full };
     assert_eq!(filesystems(&[full, half], None, Sectors(1)), [Extension::By(Sectors(GIB)), Extension::None]);
@@ -189,7 +189,7 @@ fn a_filesystem_doubles_when_more_than_half_is_used() {
 }
 
 #[test]
-fn an_extension_that_was_cut_short_is_completed_first() {
+fn an_interrupted_extension_is_completed_first() {
     let full = filesystem(GIB, 80);
     let behind = FilesystemFill { size: Sectors(2 * GIB), ..full };
     assert_eq!(filesystems(&[behind], None, Sectors(1)), [Extension::Complete]);
@@ -231,7 +231,7 @@ fn a_device_grows_by_whole_logical_sectors() {
 }
 
 #[test]
-fn a_device_is_made_as_large_as_its_xfs() {
+fn a_device_becomes_as_large_as_its_xfs() {
     let size = |xfs: u64, mapped: u64| outgrown(Sectors(GIB), None, Some(Sectors(xfs)), Some(Sectors(mapped))).0;
     assert_eq!(size(GIB, GIB), GIB);
     assert_eq!(size(GIB + 8, 4096), GIB + 8);

@@ -149,7 +149,7 @@ proptest! {
     }
 
     #[test]
-    fn reservations_are_whole_blocks_and_grow_with_the_device(size in 0..1_u64 << 50, more in 0..1_u64 << 40) {
+    fn reservations_are_blocks_and_grow_with_devices(size in 0..1_u64 << 50, more in 0..1_u64 << 40) {
         let spec = IntegritySpec::default();
         let small = integrity_reservation(Sectors(size), &spec).unwrap();
         let large = integrity_reservation(Sectors(size + more), &spec).unwrap();
@@ -158,7 +158,7 @@ proptest! {
 }
 
 #[test]
-fn the_bound_on_metadata_is_above_what_the_program_says() {
+fn the_metadata_bound_exceeds_the_programs_answer() {
     // Size of the pool in GiB, and the output for 100 filesystems
     // (`docs/spec/engine/storage-stack.md` §7.2).
     for (gib, printed) in [(1, "872"), (10, "1456"), (100, "7304"), (1024, "67384"), (10 * 1024, "666568")] {

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_makes_a_filesystem_grow_past_the_largest_device() {
+    fn no_filesystem_grows_past_the_largest_device() {
         for limit in [None, Some(sizes::DEVICE_MAX.0), Some(u64::MAX)] {
             assert!(watched(GIB, GIB, limit).may_grow());
             assert!(!watched(sizes::DEVICE_MAX.0, GIB, limit).may_grow());
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_lies_a_quarter_of_the_least_room_below_the_free_blocks() {
+    fn the_mark_keeps_a_quarter_of_the_room() {
         let mark = |now, free, list: &[Watched]| {
             let watching = watch(&pool(now, free, 1, 0), list.iter().copied());
             assert_eq!(watching.look_again, None, "there is an event");
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn with_many_thin_devices_the_mark_is_moved_when_nobody_writes() {
+    fn with_many_devices_the_mark_moves_when_idle() {
         let one = || [watched(2 * GIB, GIB, None)];
         let watch = |mark, free, devices, quiet| watch(&pool(mark, free, devices, quiet), one());
         let by_event = |mark| Watching::by_event(DataBlocks(mark));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_look_comes_before_there_is_much_less_room() {
+    fn the_next_look_comes_before_room_shrinks() {
         let look = |size, free| {
             let watching = watch(&pool(99_999, free, 1000, 0), [watched(size, 0, None)]);
             watching.look_again.expect("they write").as_millis()

@@ -73,7 +73,7 @@ fn set(found: &FoundDevice) -> DeviceSet {
 /// Measurements had shown that each stop renewed the views of all stopped pools, and that each
 /// event of a device, each start and each stop searched all their devices.
 #[test]
-fn a_change_of_one_pool_makes_no_view_of_another() {
+fn a_change_makes_no_view_of_another_pool() {
     let made = |beside: u32| {
         let found = devices(beside + 1);
         let mut registry = Registry::default();

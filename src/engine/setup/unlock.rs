@@ -244,7 +244,7 @@ mod tests {
 
     /// A header that does not count may be wiped only if the data behind it has never been touched.
     #[test]
-    fn the_record_decides_and_nothing_that_may_be_encrypted_is_given_up() {
+    fn the_record_decides_whether_a_pool_is_encrypted() {
         let unfinished = |mode, done| Some(DataEncryption::Unfinished { mode, done: Bytes(done) });
         let is_refused = |found: &Result<Containment>| matches!(found, Err(Error::UnrecordedHeader { .. }));
         let is_opened = |found: &Result<Containment>| matches!(found, Ok(Containment::Open(_)));
