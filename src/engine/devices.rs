@@ -26,25 +26,25 @@ pub struct Candidate {
     pub device: BlockDevice,
     /// Its size and sector sizes.
     pub geometry: Geometry,
-    /// The container that was made on the block device that the user named. `device` is then the
+    /// The LUKS device that was made on the block device that the user named. `device` is then the
     /// crypt device on it.
-    pub container: Option<LuksDevice>,
+    pub luks_device: Option<LuksDevice>,
     /// Keeps others from using the device between the first look and the last write.
     pub(super) hold: Option<Arc<dyn DeviceHold>>,
 }
 
 impl Candidate {
-    /// Puts the device into a container.
+    /// Puts the device into a LUKS device.
     ///
     /// # Errors
-    /// When the container cannot be made. `undo` removes it again.
+    /// When the LUKS device cannot be made. `undo` removes it again.
     pub fn format_luks(
         mut self,
         platform: &dyn Platform,
         format: &LuksFormat,
         undo: &mut Rollback,
     ) -> Result<Candidate> {
-        // The code that makes the container opens the device exclusively itself, and refuses a
+        // The code that makes the LUKS device opens the device exclusively itself, and refuses a
         // device in use.
         self.hold = None;
         let (luks_device, device) = format.format(platform, &self.device, self.geometry, undo)?;
@@ -54,7 +54,7 @@ impl Candidate {
         Ok(Candidate {
             device: BlockDevice { wwn: None, ..device },
             geometry,
-            container: Some(luks_device),
+            luks_device: Some(luks_device),
             hold: None,
         })
     }
@@ -131,7 +131,7 @@ pub fn plan(
     candidates: Vec<Candidate>,
 ) -> Vec<Planned> {
     let plan = |candidate: Candidate| {
-        let device = candidate.container.as_ref().map(LuksDevice::id);
+        let device = candidate.luks_device.as_ref().map(LuksDevice::id);
         let device = device.unwrap_or_else(|| DevUuid::from_random(platform.random()));
         let size = candidate.geometry.size;
         let mut header = StaticHeader::new(pool, device, version, size, platform.now().seconds);
@@ -171,7 +171,7 @@ pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rol
     for (Planned { mut candidate, .. }, bda) in planned.into_iter().zip(areas) {
         // From here on device-mapper uses the device.
         candidate.hold = None;
-        if let Some(luks_device) = &mut candidate.container {
+        if let Some(luks_device) = &mut candidate.luks_device {
             luks_device.finish(platform, undo)?;
         }
         done.push(Initialized { candidate, bda });

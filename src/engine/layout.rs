@@ -197,7 +197,7 @@ impl PoolMetadata {
 
     /// The parts of a data device that hold the pool's LUKS2 header and keyslots, if the pool is
     /// encrypted (version 2). These lie at the beginning of the joined devices.
-    pub fn container_on(&self, device: DevUuid) -> Vec<Segment> {
+    pub fn luks_device_on(&self, device: DevUuid) -> Vec<Segment> {
         let mut left = if self.is_encrypted() { self.crypt_reserved() } else { Sectors::ZERO };
         let parts = self.data_segments().iter().map(|segment| {
             let length = segment.length.min(left);

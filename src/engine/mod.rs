@@ -6,13 +6,13 @@
 mod awaited_links;
 pub mod bda;
 mod claims;
-mod containers;
 mod devices;
 pub mod dm_names;
 pub mod encryption;
 pub mod error;
 mod layout;
 mod luks_device;
+mod luks_lifecycle;
 mod mdv;
 pub mod metadata;
 pub mod ops;

@@ -18,7 +18,7 @@ pub(super) use self::{
     assembly::assemble,
     journal::finish_destroy,
     restore::back_up_after,
-    unlock::drop_container,
+    unlock::drop_luks_device,
     wiping::{DeviceToWipe, wipe_destroyed},
 };
 use crate::engine::{

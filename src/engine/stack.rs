@@ -52,7 +52,7 @@ pub enum Make {
     Linear(Vec<Piece>),
     /// A cache of this length: [`Role::CacheMeta`] and [`Role::CacheSub`] over [`Role::OriginSub`].
     Cache(Sectors),
-    /// The opened LUKS2 container on [`Role::Cache`], of this length. The stack cannot open it
+    /// The opened LUKS device on [`Role::Cache`], of this length. The stack cannot open it
     /// without a key.
     Opened(Sectors),
     /// A thin pool over [`Role::ThinMeta`] and [`Role::ThinData`].
@@ -284,7 +284,7 @@ impl Stack {
         Ok(ensured)
     }
 
-    /// Makes sure that the pool's opened container is up and has the right length: adopts the one
+    /// Makes sure that the pool's opened LUKS device is up and has the right length: adopts the one
     /// that is there, or opens it with the volume key if the daemon has the key.
     fn ensure_opened(
         &self,
@@ -293,13 +293,13 @@ impl Stack {
         undo: &mut Rollback,
     ) -> Result<(DeviceNumber, Ensured)> {
         let name = self.name(Role::Crypt);
-        let container = platform.dm_node(&self.name(Role::Cache));
+        let luks_device = platform.dm_node(&self.name(Role::Cache));
         let volume_key = || platform.volume_key_read(&volume_keys::name(self.pool));
         let Some(found) = platform.dm_find(&name)? else {
             let volume_key = volume_key()?.ok_or(Error::VolumeKey { pool: self.pool })?;
             let made = name.clone();
             undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &made));
-            platform.luks_reopen(&container, &name, &volume_key)?;
+            platform.luks_reopen(&luks_device, &name, &volume_key)?;
             let number = platform.dm_find(&name)?.ok_or(Error::VolumeKey { pool: self.pool })?.number;
             return Ok((number, Ensured::Created));
         };
@@ -317,7 +317,7 @@ impl Stack {
             return Ok((found.number, Ensured::Adopted));
         }
         let volume_key = volume_key()?.ok_or(Error::VolumeKey { pool: self.pool })?;
-        platform.luks_resize(&container, &name, &volume_key, None)?;
+        platform.luks_resize(&luks_device, &name, &volume_key, None)?;
         Ok((found.number, Ensured::Renewed))
     }
 

@@ -63,7 +63,7 @@ pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uu
 /// Those of [`take_down`]. A filesystem in use keeps the pool busy.
 pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid, set: Option<&DeviceSet>) -> Result<()> {
     take_down(platform, &mut Stack::new(uuid), uuid)?;
-    set.iter().flat_map(|set| set.containers()).try_for_each(|luks_device| luks_device.close(platform))?;
+    set.iter().flat_map(|set| set.luks_devices()).try_for_each(|luks_device| luks_device.close(platform))?;
     volume_keys::forget(platform, uuid);
     Ok(())
 }
@@ -80,8 +80,8 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     }
 }
 
-/// As [`partly_up`], including the containers of the pool's devices.
+/// As [`partly_up`], including the LUKS devices of the pool's devices.
 pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
     let is_open = |luks_device: &LuksDevice| matches!(platform.dm_find(&luks_device.name()), Ok(Some(_)));
-    partly_up(platform, pool) || set.containers().any(is_open)
+    partly_up(platform, pool) || set.luks_devices().any(is_open)
 }

@@ -41,7 +41,7 @@ pub struct Ties {
 pub struct Doubt {
     /// Nodes and numbers of devices that share an identity.
     pub devices: Vec<(PathBuf, DeviceNumber)>,
-    /// Identities among these that are known to lie in a container.
+    /// Identities among these that are known to lie in a LUKS device.
     pub contained: BTreeSet<DevUuid>,
     /// Devices of the running pool.
     pub members: Vec<DeviceNumber>,
@@ -127,7 +127,7 @@ fn newest(copies: &[Carrier], apart: &[usize]) -> Option<usize> {
 pub struct Carrier {
     /// Its number.
     pub number: DeviceNumber,
-    /// Its signature block and the time of its metadata; `None`: the device is a container and
+    /// Its signature block and the time of its metadata; `None`: the device is a LUKS device and
     /// cannot be read.
     pub area: Option<(StaticHeader, Option<Timestamp>)>,
 }
@@ -141,13 +141,13 @@ pub enum Choice {
     Clash(Vec<usize>),
 }
 
-/// Whether the device opened under a container's name lies on this container, and not on a clone of
+/// Whether the device opened under a LUKS device's name lies on this LUKS device, and not on a clone of
 /// it.
 ///
 /// # Errors
 /// When the kernel does not report it.
-pub fn is_opened_on(platform: &dyn Platform, opened: DeviceNumber, container: DeviceNumber) -> Result<bool> {
-    Ok(platform.lower_devices(opened).map_err(Error::from)?.contains(&container))
+pub fn is_opened_on(platform: &dyn Platform, opened: DeviceNumber, luks_device: DeviceNumber) -> Result<bool> {
+    Ok(platform.lower_devices(opened).map_err(Error::from)?.contains(&luks_device))
 }
 
 #[cfg(test)]

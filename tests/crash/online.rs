@@ -120,7 +120,7 @@ impl Online {
     }
 
     /// The devices below the LUKS devices of the pool.
-    fn containers(&self, bench: &Bench) -> Vec<PathBuf> {
+    fn luks_devices(&self, bench: &Bench) -> Vec<PathBuf> {
         match self.version {
             V1 => vec!["/dev/a".into(), "/dev/b".into()],
             V2 => vec![bench.sim.dm_node(&Role::Cache.name(bench.id("p")))],
@@ -133,7 +133,7 @@ impl Online {
             let keyslots = bench.sim.header(path).expect("it is encrypted").keyslots;
             keyslots.iter().all(|keyslot| ![0, 1].contains(keyslot))
         };
-        self.containers(bench).iter().filter(|path| is_new(path)).count()
+        self.luks_devices(bench).iter().filter(|path| is_new(path)).count()
     }
 
     /// Starts or resumes the job.
@@ -160,7 +160,7 @@ impl Online {
         let is_after = found == reference.after;
         let undated = self.encrypted && found == reference.before && self.replaced(&bench) > 0;
         if self.encrypted && is_after && found.is_encrypted() {
-            assert_eq!(self.replaced(&bench), self.containers(&bench).len(), "{at}: not all have a new volume key");
+            assert_eq!(self.replaced(&bench), self.luks_devices(&bench).len(), "{at}: not all have a new volume key");
         }
         assert!(
             is_after || (may_be_before || undated) && found == reference.before,

@@ -214,7 +214,7 @@ fn what_unlocks_is_for_encrypted_pools() {
     for disk in ["/dev/a", "/dev/b"] {
         disks::change(&bench.sim, disk, |json| {
             json["features"] = serde_json::json!(["Encryption"]);
-            // Counted from the opened container then.
+            // Counted from the opened LUKS device then.
             let counted = |lists: &mut serde_json::Value| {
                 for segment in lists.as_array_mut().into_iter().flatten() {
                     segment[0] = serde_json::json!(segment[0].as_u64().unwrap() - 34_816);

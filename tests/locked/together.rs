@@ -169,7 +169,7 @@ fn run_at_once<T>(bench: &mut Bench, mut next: Step<T>) -> T {
 /// The devices were formatted one after the other, with a second or more of key derivation for each
 /// of two hundred.
 #[test]
-fn containers_of_devices_are_made_side_by_side() {
+fn luks_devices_are_made_side_by_side() {
     const HANG: Duration = Duration::from_secs(60);
     let mut bench = machine();
     let sim = bench.sim.clone();

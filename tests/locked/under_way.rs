@@ -360,17 +360,17 @@ fn a_job_interrupted_between_devices_has_begun() {
 }
 
 /// The devices below the LUKS devices of the pool.
-fn containers(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf> {
+fn luks_devices(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf> {
     match version {
         V1 => vec![SMALL.into(), "/dev/b".into()],
         V2 => vec![bench.sim.dm_node(&Role::Cache.name(bench.id("p")))],
     }
 }
 
-/// The keyslots of each container; none where there is no container yet.
+/// The keyslots of each LUKS device; none where there is no LUKS device yet.
 fn keyslots(bench: &Bench, version: MetadataVersion) -> Vec<BTreeSet<u32>> {
     let header = |path: std::path::PathBuf| bench.sim.header(&path);
-    containers(bench, version)
+    luks_devices(bench, version)
         .into_iter()
         .map(|path| header(path).map_or_else(BTreeSet::new, |found| found.keyslots))
         .collect()
@@ -384,7 +384,7 @@ fn a_job_killed_in_its_first_part_resumes() {
             let mut bench = pool(Sim::builder().hot_zone(1).build(), work, version);
             let before = keyslots(&bench, version);
             let rest = begun(&mut bench, work);
-            let paths = containers(&bench, version);
+            let paths = luks_devices(&bench, version);
             bench.sim.faults().kill_at(bench.sim.steps() + step);
             assert!(bench.run(rest).is_err());
             bench.sim.faults().clear();

@@ -15,8 +15,8 @@ use crate::{
         Engine,
         bda::{self, Bda, Choose},
         claims::{Claim, Key},
-        containers::UnlockOptions,
         error::{Error, Result},
+        luks_lifecycle::UnlockOptions,
         metadata::PoolMetadata,
         ops::{
             leftovers::{self, clear_away},

@@ -75,7 +75,7 @@ pub(super) fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolU
     if geometry.size < DEVICE_MIN {
         return Err(Error::TooSmall { path, size: geometry.size, minimum: DEVICE_MIN });
     }
-    Ok(Candidate { device, geometry, container: None, hold })
+    Ok(Candidate { device, geometry, luks_device: None, hold })
 }
 
 /// Whether a device with a signature belongs to no pool all the same: its initialization was cut

@@ -18,13 +18,13 @@ use crate::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
-        containers::{self, Prepared},
         devices::{self, Candidate, Planned},
         dm_names::Role,
         encryption::{self, Assigned, BindRequest, Kind, NewBinding},
         error::{Error, Result},
         layout::{LayoutDraft, NewDevice},
         luks_device::LuksFormat,
+        luks_lifecycle::{self, Prepared},
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
         ops::candidates,
@@ -235,8 +235,8 @@ fn assemble(
     let mut header = None;
     for layer in shape.backstore() {
         if let (Role::Crypt, Some(prepared)) = (layer.role, prepared) {
-            let (layout, purpose) = (&containers::LAYOUT_V2, luks::FormatPurpose::New);
-            header = Some(containers::make(platform, &stack, prepared, layout, purpose, undo)?);
+            let (layout, purpose) = (&luks_lifecycle::LAYOUT_V2, luks::FormatPurpose::New);
+            header = Some(luks_lifecycle::make(platform, &stack, prepared, layout, purpose, undo)?);
         }
         create(platform, &mut stack, &layer, undo)?;
     }
@@ -263,7 +263,7 @@ fn assemble(
         pool.note_header(&header)?;
         pool.note_volume_key(true);
     }
-    pool.note_containers()?;
+    pool.note_luks_devices()?;
     let meta = pool.meta().clone();
     pool.commit(platform, Choose::Everywhere, None, meta)?;
     Ok(pool)
@@ -275,7 +275,7 @@ fn create(platform: &dyn Platform, stack: &mut Stack, layer: &Layer, undo: &mut 
 }
 
 pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: Sectors) -> Result<()> {
-    containers::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
+    luks_lifecycle::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
 }
 
 /// The metadata of a new pool, with the layout of its space (`docs/spec/engine/storage-stack.md`

@@ -122,7 +122,7 @@ fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
         let Ok(running) = readable(granted, pool) else { return Step::Done(()) };
         let known =
-            running.members.get(id).filter(|member| member.container.is_none() && !running.meta().is_in_use(id));
+            running.members.get(id).filter(|member| member.luks_device.is_none() && !running.meta().is_in_use(id));
         let known = known.map(|member| (member.device.number, member.device.path.clone()));
         let Some((number, path)) = known.filter(|(number, path)| (*number, path) != (device.number, &device.path))
         else {
@@ -164,7 +164,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
                 // Of an encrypted device, the outer one changes its size.
                 Ok(pool) => {
                     pool.members.get(device).filter(|member| member.outer().number == found.number).map(|member| {
-                        let inside = member.container.as_ref().map(|luks_device| luks_device.room(geometry.size));
+                        let inside = member.luks_device.as_ref().map(|luks_device| luks_device.room(geometry.size));
                         (member.geometry.size, inside.unwrap_or(geometry.size))
                     })
                 }

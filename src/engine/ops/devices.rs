@@ -11,12 +11,12 @@ use crate::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
-        containers,
         devices::{self, Candidate},
         encryption::{Assigned, Binding, UnlockMethod},
         error::{Error, Result},
         layout::NewDevice,
         luks_device::{LuksDevice, LuksFormat},
+        luks_lifecycle,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         ops::{
             cache, candidates,
@@ -172,7 +172,7 @@ struct LuksParameters {
 
 impl LuksParameters {
     fn of(pool: &Pool, purpose: DeviceAddition) -> Result<Option<LuksParameters>> {
-        let mut luks_devices = pool.members.containers().cloned();
+        let mut luks_devices = pool.members.luks_devices().cloned();
         let Some(first) = luks_devices.next() else { return Ok(None) };
         let agreed = pool.encryption()?.agreed()?;
         let assign = |binding: &Binding| -> Result<Assigned> {
@@ -195,7 +195,7 @@ impl LuksParameters {
         let LuksParameters { name, bindings, sector_size, proof } = self;
         if let Some(LuksDevice { device, bindings, .. }) = &proof {
             for binding in bindings.iter() {
-                containers::open(platform, &device.path, None, bindings, UnlockMethod::Token(binding.token), None)?;
+                luks_lifecycle::open(platform, &device.path, None, bindings, UnlockMethod::Token(binding.token), None)?;
             }
         }
         Ok(LuksFormat { pool, name, bindings, sector_size })
@@ -292,7 +292,7 @@ fn take_in(
         }
         undo.forget();
         pool.members.confirm(platform);
-        if let Err(error) = pool.note_containers() {
+        if let Err(error) = pool.note_luks_devices() {
             log::error!("could not show the bindings of pool {}: {}", pool.name(), error.sentence());
         }
         pool.show();
@@ -324,7 +324,7 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
     let chain = read_pool(uuid, move |_, pool| {
         let usable = pool.check_requests_for_space().and_then(|()| pool.check_no_work());
-        let luks_device = usable.map(|()| pool.members.get(device).and_then(|member| member.container.clone()));
+        let luks_device = usable.map(|()| pool.members.get(device).and_then(|member| member.luks_device.clone()));
         match luks_device {
             Ok(None) => change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
             Ok(Some(luks_device)) => grow_luks_device(uuid, luks_device),
@@ -339,7 +339,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
 fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let (platform, path, device) = (engine.platform(), luks_device.device.path.clone(), luks_device.id());
-        let volume_key = containers::open(platform, &path, None, &luks_device.bindings, UnlockMethod::Any, None);
+        let volume_key = luks_lifecycle::open(platform, &path, None, &luks_device.bindings, UnlockMethod::Any, None);
         let volume_key = match volume_key {
             Ok(volume_key) => volume_key,
             Err(error) => return Step::Done(Err(error)),

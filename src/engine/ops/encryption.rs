@@ -2,7 +2,7 @@
 //!
 //! The bindings are stored in LUKS2 headers: version 2 has one header, version 1 has one on each
 //! device. Each change of a header is atomic. The changes are ordered so that the next set-up
-//! recognizes what a kill or a power cut leaves between two of them ([`containers::mends`]). A
+//! recognizes what a kill or a power cut leaves between two of them ([`luks_lifecycle::mends`]). A
 //! keyslot is made before its token. A token that changes its keyslot names both until the old one
 //! is destroyed. A keyslot is destroyed before its token is removed.
 //!
@@ -16,7 +16,6 @@ use crate::{
     engine::{
         Engine,
         claims::{Claim, Key},
-        containers::{self, Prepared},
         dm_names::Role,
         encryption::{
             self, Assigned, BindRequest, Binding, BindingPlan, Bindings, ClevisRequest, EncryptionError, Info,
@@ -24,6 +23,7 @@ use crate::{
             plan_unbind, read_device_header, read_pool_header, with_keyslot,
         },
         error::{Error, Result},
+        luks_lifecycle::{self, Prepared},
         metadata::MetadataVersion,
         ops::pool_access::{read_pool, readable, unless_at_work, writable},
         pool::Pool,
@@ -107,7 +107,7 @@ pub(super) fn luks_locations(platform: &dyn Platform, pool: &Pool) -> Vec<LuksLo
             let device = platform.dm_node(&pool.stack.name(Role::Cache));
             vec![LuksLocation { device, name: pool.stack.name(Role::Crypt) }]
         }
-        MetadataVersion::V1 => pool.device_containers().map(|(device, name)| LuksLocation { device, name }).collect(),
+        MetadataVersion::V1 => pool.luks_devices().map(|(device, name)| LuksLocation { device, name }).collect(),
     }
 }
 
@@ -173,7 +173,7 @@ fn carry_out(
             let Some(LuksLocation { device, .. }) = luks_devices.first() else { return Ok(false) };
             let header = read(platform, device)?;
             let bindings = bindings_of(version, &header)?;
-            containers::open(platform, device, None, &bindings, UnlockMethod::Token(binding.token), None)?;
+            luks_lifecycle::open(platform, device, None, &bindings, UnlockMethod::Token(binding.token), None)?;
             Ok(false)
         }
         BindingChange::Add(assigned) => {
@@ -316,14 +316,14 @@ pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[
     if let (MetadataVersion::V2, Some(header)) = (pool.version(), headers.first()) {
         return pool.note_header(header);
     }
-    for member in pool.members.containers_mut() {
+    for member in pool.members.luks_devices_mut() {
         let at = luks_devices.iter().position(|luks_device| luks_device.device == member.device.path);
         if let Some(header) = at.and_then(|at| headers.get(at)) {
             member.bindings = read_device_header(header)?.bindings;
             member.state = header.state;
         }
     }
-    pool.note_containers()
+    pool.note_luks_devices()
 }
 
 /// Reads the header on a device that must have one.
@@ -406,7 +406,11 @@ impl BindingToRemove {
         let mut changes = Vec::new();
         if !header.keyslots.contains(&binding.keyslot) {
             passphrase = encryption::passphrase(platform, &binding.mechanism)?;
-            changes.push(HeaderChange::AddKeyslot(containers::keyslot(binding.kind(), binding.keyslot, &passphrase)));
+            changes.push(HeaderChange::AddKeyslot(luks_lifecycle::keyslot(
+                binding.kind(),
+                binding.keyslot,
+                &passphrase,
+            )));
         }
         changes.push(HeaderChange::PutToken(binding.token, token));
         with_key(platform, &device, &bindings_of(version, &header)?, &changes)
@@ -443,7 +447,7 @@ fn replace(
 /// Destroys a keyslot that has been replaced. `true`: the header has changed.
 fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
     let forget = || -> Result<bool> {
-        let changes = containers::mends(&read(platform, device)?);
+        let changes = luks_lifecycle::mends(&read(platform, device)?);
         if changes.is_empty() {
             return Ok(false);
         }
@@ -491,7 +495,7 @@ fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'stat
         }
         Step::blocking(move |engine| {
             let platform = engine.platform();
-            let opened = containers::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None);
+            let opened = luks_lifecycle::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None);
             let kept = opened.and_then(|key| Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?));
             if let Err(error) = kept {
                 log::warn!("pool {uuid} cannot grow, since its volume key was not found: {}", error.sentence());

@@ -44,14 +44,14 @@ pub(super) fn is_ours(device: &BlockDevice) -> bool {
 pub(super) fn identify(engine: &Engine, device: BlockDevice) -> Look {
     let look = || match device.class {
         DeviceClass::Stratis => Ok(read(engine, device.clone())?.map(Seen::Area)),
-        DeviceClass::Luks => Ok(LuksDevice::read(engine.platform(), &device)?.map(Seen::Container)),
+        DeviceClass::Luks => Ok(LuksDevice::read(engine.platform(), &device)?.map(Seen::LuksDevice)),
         _ => Ok(None),
     };
     let path = device.path.clone();
     // Try once more after an error: nobody may look again soon, and a pool does not start without
     // the device.
     match look().or_else(|_: Error| look()) {
-        Ok(Some(Seen::Container(luks_device))) if luks_device.unfinished => {
+        Ok(Some(Seen::LuksDevice(luks_device))) if luks_device.unfinished => {
             clear_unfinished(engine, &luks_device.device);
             Look::Nothing
         }

@@ -60,7 +60,7 @@ fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> 
 /// Takes down what is up of a pool that must not run. An error is logged here.
 pub(super) fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let platform = engine.platform();
-    if !take_down::partly_up(platform, uuid) && set.containers().next().is_none() {
+    if !take_down::partly_up(platform, uuid) && set.luks_devices().next().is_none() {
         return Ok(());
     }
     take_down::clean_up(platform, uuid, Some(set)).inspect_err(|error| {
@@ -118,7 +118,7 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
             Err(Error::Destroyed(uuid))
         }
         DeviceSetVerdict::NeverCommitted => {
-            for luks_device in set.containers() {
+            for luks_device in set.luks_devices() {
                 let path = luks_device.device.path.display();
                 log::info!("wiping {path}, which the unfinished creation of pool {uuid} left behind");
                 if let Err(error) = luks_device.wipe(engine.platform()).or_else(|_| luks_device.wipe(engine.platform()))
@@ -129,7 +129,7 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
                     );
                 }
             }
-            if set.devices().all(|found| set.container(found.bda.header().device).is_some()) {
+            if set.devices().all(|found| set.luks_device(found.bda.header().device).is_some()) {
                 engine.registry().take(uuid);
             }
             Err(Error::NoMetadata(uuid))
@@ -145,12 +145,12 @@ fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata
     let closed = set.closed().filter(|luks_device| metadata.devices().any(|device| device == luks_device.id()));
     let closed = closed.map(|luks_device| {
         let path = &luks_device.device.path;
-        DeviceToWipe { path, container: Some(luks_device), parts: vec![], stamp: None }
+        DeviceToWipe { path, luks_device: Some(luks_device), parts: vec![], stamp: None }
     });
     let open = set.devices().map(|found| {
         let device = found.bda.header().device;
-        let (container, parts) = (set.container(device), metadata.container_on(device));
-        DeviceToWipe { path: &found.device.path, container, parts, stamp: found.bda.last_update() }
+        let (luks_device, parts) = (set.luks_device(device), metadata.luks_device_on(device));
+        DeviceToWipe { path: &found.device.path, luks_device, parts, stamp: found.bda.last_update() }
     });
     setup::wipe_destroyed(engine.platform(), closed.chain(open));
 }

@@ -116,8 +116,8 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     // is next seen.
     let devices = pool.meta().device_entries().filter_map(|(_, entry)| {
         let member = pool.members.get(entry.uuid)?;
-        let (parts, stamp) = (pool.meta().container_on(entry.uuid), member.bda.last_update());
-        Some(DeviceToWipe { path: &member.device.path, container: member.container.as_ref(), parts, stamp })
+        let (parts, stamp) = (pool.meta().luks_device_on(entry.uuid), member.bda.last_update());
+        Some(DeviceToWipe { path: &member.device.path, luks_device: member.luks_device.as_ref(), parts, stamp })
     });
     setup::wipe_destroyed(platform, devices);
     volume_keys::forget(platform, uuid);
@@ -144,7 +144,7 @@ pub fn rename_pool(uuid: PoolUuid, name: Name) -> Step<Result<bool>> {
 fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<()> {
     let former = pool.meta().name.clone();
     let named = |pool: &mut Pool, name: &str| -> Result<()> {
-        pool.members.containers_mut().try_for_each(|luks_device| luks_device.rename(platform, name))
+        pool.members.luks_devices_mut().try_for_each(|luks_device| luks_device.rename(platform, name))
     };
     let recorded = named(pool, name.as_str()).and_then(|()| {
         pool.change(platform, Choose::Some(platform.random()), |meta| {
@@ -169,7 +169,7 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>
         }
         // The headers of LUKS devices hold the name, and other requests may be changing them.
         let mut headers = None;
-        if pool.device_containers().next().is_some() {
+        if pool.luks_devices().next().is_some() {
             if let Err(error) = pool.check_no_work() {
                 return Step::Done(Err(error));
             }

@@ -89,10 +89,10 @@ pub(super) fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
     };
     let mut now: Vec<Seen> = match known {
         Seen::Area(_) => read(engine, device)?.map(Seen::Area).into_iter().collect(),
-        Seen::Container(_) => LuksDevice::read(platform, &device)?.map(Seen::Container).into_iter().collect(),
+        Seen::LuksDevice(_) => LuksDevice::read(platform, &device)?.map(Seen::LuksDevice).into_iter().collect(),
     };
     now.retain(|now| (now.pool(), now.id()) == (known.pool(), known.id()));
-    if let Some(Seen::Container(luks_device)) = now.first() {
+    if let Some(Seen::LuksDevice(luks_device)) = now.first() {
         if let Some(opened) = luks_device.opened(platform)? {
             now.extend(read(engine, opened)?.map(Seen::Area));
         }

@@ -14,9 +14,9 @@ use crate::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
-        containers,
         encryption::{self, Bindings, KeyDescription, UnlockMethod},
         error::{Error, Result},
+        luks_lifecycle,
         metadata::MetadataVersion,
         ops::{
             encryption::{LuksLocation, bindings_of, luks_locations, read, read_headers},
@@ -266,7 +266,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
 fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, luks_device: &LuksLocation) {
     let renew = || -> Result<()> {
         let bindings = bindings_of(MetadataVersion::V2, &read(platform, &luks_device.device)?)?;
-        let key = containers::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None)?;
+        let key = luks_lifecycle::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None)?;
         Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?)
     };
     if let Err(error) = renew() {
@@ -347,7 +347,7 @@ fn leave(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]
         return Ok(());
     }
     for (luks_device, header) in luks_devices.iter().zip(&headers) {
-        let changes = containers::mends(header);
+        let changes = luks_lifecycle::mends(header);
         if !changes.is_empty() {
             platform.luks_change(&luks_device.device, None, &changes)?;
         }
@@ -383,7 +383,7 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
             pool.note_encryption(None);
             pool.note_volume_key(false);
             volume_keys::forget(platform, pool.uuid());
-            let mut leave = || crate::engine::setup::drop_container(platform, pool);
+            let mut leave = || crate::engine::setup::drop_luks_device(platform, pool);
             // The outcome is decided: what fails now is done at the next set-up.
             if let Err(error) = leave().or_else(|_| leave()) {
                 pool.growth.note_behind(true);

@@ -5,9 +5,9 @@ use crate::{
     engine::{
         Engine,
         claims::Key,
-        containers::UnlockOptions,
         error::{Error, Result},
         luks_device::LuksDevice,
+        luks_lifecycle::UnlockOptions,
         ops::{
             bring_up::{Started, admissible, bring_up, not_up},
             leftovers,
@@ -76,7 +76,7 @@ fn start_stopped(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Ste
             Err(error) => return not_up(engine, uuid, error).map(|started| started.map(Some)),
         };
         let ready = Name::new(&metadata.name).map_err(Error::from).and_then(|name| {
-            check_unlock(&unlock, &name, metadata.is_encrypted() || set.containers().next().is_some())?;
+            check_unlock(&unlock, &name, metadata.is_encrypted() || set.luks_devices().next().is_some())?;
             if cache == CacheTier::Drop && set.partial {
                 // What is up may lie on the cache.
                 take_down::clean_up(platform, uuid, None)?;

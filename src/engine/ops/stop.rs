@@ -156,7 +156,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     pool.set_gone(true);
     let mut take_down = || {
         take_down::take_backstore_down(platform, &mut pool.stack, uuid)?;
-        pool.members.close_containers(platform)
+        pool.members.close_luks_devices(platform)
     };
     // A single failure is no reason to leave something up.
     let left_up = take_down().or_else(|_| take_down()).err();

@@ -29,10 +29,10 @@ impl Pool {
         self.encryption.info.is_some()
     }
 
-    /// The pool's devices that are LUKS2 containers, with the names of the crypt devices on them
+    /// The pool's devices that are LUKS devices, with the names of the crypt devices on them
     /// (version 1).
-    pub(in crate::engine) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
-        self.members.containers().map(|luks_device| (luks_device.device.path.clone(), luks_device.name()))
+    pub(in crate::engine) fn luks_devices(&self) -> impl Iterator<Item = (PathBuf, String)> {
+        self.members.luks_devices().map(|luks_device| (luks_device.device.path.clone(), luks_device.name()))
     }
 
     /// Records which kinds of bindings a pool of version 2 has, unless that is already recorded.
@@ -76,13 +76,13 @@ impl Pool {
         Ok(())
     }
 
-    /// Notes what the containers of the devices say, if the devices lie in containers (version 1).
+    /// Notes what the LUKS devices of the devices say, if the devices lie in LUKS devices (version 1).
     ///
     /// # Errors
     /// If only some of the devices do.
-    pub(in crate::engine) fn note_containers(&mut self) -> Result<()> {
+    pub(in crate::engine) fn note_luks_devices(&mut self) -> Result<()> {
         if self.version() == MetadataVersion::V1 {
-            let bindings = self.members.values().map(|member| Some(&member.container.as_ref()?.bindings));
+            let bindings = self.members.values().map(|member| Some(&member.luks_device.as_ref()?.bindings));
             let info = Info::of_devices(bindings)?;
             self.note_encryption(info);
         }

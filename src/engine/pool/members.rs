@@ -1,5 +1,5 @@
 //! The block devices of a pool, data and cache. Knows where they are, what their signature blocks
-//! say and which containers they lie in, not what the pool metadata uses them for.
+//! say and which LUKS devices they lie in, not what the pool metadata uses them for.
 
 use std::{
     cmp::Ordering,
@@ -28,20 +28,20 @@ pub struct Member {
     pub geometry: Geometry,
     /// The device's BDA.
     pub bda: Bda,
-    /// The LUKS2 container of the device, in an encrypted version 1 pool. `device` is then the
+    /// The LUKS device of the device, in an encrypted version 1 pool. `device` is then the
     /// crypt device on it.
-    pub container: Option<LuksDevice>,
+    pub luks_device: Option<LuksDevice>,
 }
 
 impl Member {
     /// Makes a member of a device that has just been initialized.
     pub fn of(candidate: Candidate, bda: Bda) -> Member {
-        Member { device: candidate.device, geometry: candidate.geometry, bda, container: candidate.container }
+        Member { device: candidate.device, geometry: candidate.geometry, bda, luks_device: candidate.luks_device }
     }
 
-    /// The block device that users see: the container if there is one.
+    /// The block device that users see: the LUKS device if there is one.
     pub fn outer(&self) -> &BlockDevice {
-        self.container.as_ref().map_or(&self.device, |luks_device| &luks_device.device)
+        self.luks_device.as_ref().map_or(&self.device, |luks_device| &luks_device.device)
     }
 
     fn is(&self, number: DeviceNumber) -> bool {
@@ -85,24 +85,24 @@ impl Members {
         self.0.values()
     }
 
-    /// The containers that members lie in.
-    pub fn containers(&self) -> impl Iterator<Item = &LuksDevice> {
-        self.0.values().filter_map(|member| member.container.as_ref())
+    /// The LUKS devices that members lie in.
+    pub fn luks_devices(&self) -> impl Iterator<Item = &LuksDevice> {
+        self.0.values().filter_map(|member| member.luks_device.as_ref())
     }
 
-    /// The containers that members lie in, to change them.
-    pub fn containers_mut(&mut self) -> impl Iterator<Item = &mut LuksDevice> {
-        self.0.values_mut().filter_map(|member| member.container.as_mut())
+    /// The LUKS devices that members lie in, to change them.
+    pub fn luks_devices_mut(&mut self) -> impl Iterator<Item = &mut LuksDevice> {
+        self.0.values_mut().filter_map(|member| member.luks_device.as_mut())
     }
 
-    /// The identifier of the member with this device number, its own or that of its container.
+    /// The identifier of the member with this device number, its own or that of its LUKS device.
     pub fn with_number(&self, number: DeviceNumber) -> Option<DevUuid> {
         self.0.iter().find(|(_, member)| member.is(number)).map(|(uuid, _)| *uuid)
     }
 
-    /// Both containers and the crypt devices on them: device number, node, identifier.
+    /// Both LUKS devices and the crypt devices on them: device number, node, identifier.
     pub fn nodes(&self) -> impl Iterator<Item = (DeviceNumber, PathBuf, DevUuid)> {
-        let outer = self.0.iter().filter(|(_, member)| member.container.is_some());
+        let outer = self.0.iter().filter(|(_, member)| member.luks_device.is_some());
         let outer = outer.map(|(uuid, member)| (member.outer(), *uuid));
         let all = self.0.iter().map(|(uuid, member)| (&member.device, *uuid)).chain(outer);
         all.map(|(device, uuid)| (device.number, device.path.clone(), uuid))
@@ -162,11 +162,11 @@ impl Members {
         }
     }
 
-    /// Closes the containers. Nothing may lie on them any more.
+    /// Closes the LUKS devices. Nothing may lie on them any more.
     ///
     /// # Errors
-    /// When a container is in use.
-    pub fn close_containers(&self, platform: &dyn Platform) -> Result<()> {
-        self.containers().try_for_each(|luks_device| luks_device.close(platform))
+    /// When a LUKS device is in use.
+    pub fn close_luks_devices(&self, platform: &dyn Platform) -> Result<()> {
+        self.luks_devices().try_for_each(|luks_device| luks_device.close(platform))
     }
 }

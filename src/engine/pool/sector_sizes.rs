@@ -23,7 +23,7 @@ pub(in crate::engine) fn of_tier(pool: &Pool, tier: DeviceTier) -> Vec<sector_ru
         .filter_map(|(_, entry)| {
             let member = pool.members.get(entry.uuid)?;
             let inside = of_device(&member.geometry);
-            let (base, crypt) = match &member.container {
+            let (base, crypt) = match &member.luks_device {
                 Some(luks_device) => (of_device(&luks_device.geometry), Some(inside)),
                 None => (inside, None),
             };

@@ -62,7 +62,7 @@ impl Pool {
     }
 
     /// Space that the thin pool can get now. During a re-encryption job there is none, because the
-    /// container cannot be made larger.
+    /// LUKS device cannot be made larger.
     pub(in crate::engine) fn growable(&self) -> Sectors {
         match self.job() {
             Some(_) if self.version() == MetadataVersion::V2 => {

@@ -43,8 +43,8 @@ pub struct FoundDevice {
     /// The newest pool metadata on the device with its stamp, if there is any. `Err`: the metadata
     /// cannot be read.
     pub metadata: Option<Result<(Timestamp, Arc<PoolMetadata>), String>>,
-    /// The devices below it, if it was opened from a container. Empty: the device is not in a
-    /// container.
+    /// The devices below it, if it was opened from a LUKS device. Empty: the device is not in a
+    /// LUKS device.
     pub within: BTreeSet<DeviceNumber>,
 }
 
@@ -74,8 +74,8 @@ impl FoundDevice {
 pub enum Seen {
     /// A BDA.
     Area(FoundDevice),
-    /// A LUKS2 container with a block device of a pool in it.
-    Container(LuksDevice),
+    /// A LUKS device with a block device of a pool in it.
+    LuksDevice(LuksDevice),
 }
 
 impl Seen {
@@ -83,7 +83,7 @@ impl Seen {
     pub fn pool(&self) -> PoolUuid {
         match self {
             Seen::Area(found) => found.bda.header().pool,
-            Seen::Container(luks_device) => luks_device.token.pool,
+            Seen::LuksDevice(luks_device) => luks_device.token.pool,
         }
     }
 
@@ -91,7 +91,7 @@ impl Seen {
     pub fn id(&self) -> DevUuid {
         match self {
             Seen::Area(found) => found.id(),
-            Seen::Container(luks_device) => luks_device.id(),
+            Seen::LuksDevice(luks_device) => luks_device.id(),
         }
     }
 
@@ -99,7 +99,7 @@ impl Seen {
     pub fn device(&self) -> &BlockDevice {
         match self {
             Seen::Area(found) => &found.device,
-            Seen::Container(luks_device) => &luks_device.device,
+            Seen::LuksDevice(luks_device) => &luks_device.device,
         }
     }
 }
@@ -108,7 +108,7 @@ impl Seen {
 #[derive(Debug, Clone, Default)]
 struct Copies {
     areas: Vec<FoundDevice>,
-    containers: Vec<LuksDevice>,
+    luks_devices: Vec<LuksDevice>,
 }
 
 impl Copies {
@@ -121,64 +121,64 @@ impl Copies {
                 self.areas.retain(|known| {
                     !is_same(&known.device) && (found.within.is_empty() || known.within != found.within)
                 });
-                self.containers.retain(|known| !is_same(&known.device));
+                self.luks_devices.retain(|known| !is_same(&known.device));
             }
-            Seen::Container(_) => {
-                self.containers.retain(|known| !is_same(&known.device));
+            Seen::LuksDevice(_) => {
+                self.luks_devices.retain(|known| !is_same(&known.device));
                 self.areas.retain(|known| !is_same(&known.device));
             }
         }
         match seen {
             Seen::Area(found) => self.areas.push(found),
-            Seen::Container(luks_device) => self.containers.push(luks_device),
+            Seen::LuksDevice(luks_device) => self.luks_devices.push(luks_device),
         }
     }
 
     fn forget(&mut self, is_meant: impl Fn(&BlockDevice) -> bool) {
-        // Areas in a container go together with it. A container that is only closed stays.
+        // Areas in a LUKS device go together with it. A LUKS device that is only closed stays.
         let gone: Vec<DeviceNumber> = self
-            .containers
+            .luks_devices
             .iter()
             .map(|luks_device| &luks_device.device)
             .filter(|d| is_meant(d))
             .map(|d| d.number)
             .collect();
-        self.containers.retain(|luks_device| !is_meant(&luks_device.device));
-        let goes_with = |found: &FoundDevice| gone.iter().any(|container| found.within.contains(container));
+        self.luks_devices.retain(|luks_device| !is_meant(&luks_device.device));
+        let goes_with = |found: &FoundDevice| gone.iter().any(|luks_device| found.within.contains(luks_device));
         self.areas.retain(|found| !is_meant(&found.device) && !goes_with(found));
     }
 
     fn devices(&self) -> impl Iterator<Item = &BlockDevice> {
         let areas = self.areas.iter().map(|found| &found.device);
-        areas.chain(self.containers.iter().map(|luks_device| &luks_device.device))
+        areas.chain(self.luks_devices.iter().map(|luks_device| &luks_device.device))
     }
 
     fn is_empty(&self) -> bool {
-        self.areas.is_empty() && self.containers.is_empty()
+        self.areas.is_empty() && self.luks_devices.is_empty()
     }
 
-    /// Containers, and areas outside of containers.
+    /// LUKS devices, and areas outside of LUKS devices.
     fn outer(&self) -> Vec<&BlockDevice> {
-        let containers = self.containers.iter().map(|luks_device| &luks_device.device);
-        containers.chain(self.bare().map(|found| &found.device)).collect()
+        let luks_devices = self.luks_devices.iter().map(|luks_device| &luks_device.device);
+        luks_devices.chain(self.bare().map(|found| &found.device)).collect()
     }
 
-    /// Areas that do not lie in a known container.
+    /// Areas that do not lie in a known LUKS device.
     fn bare(&self) -> impl Iterator<Item = &FoundDevice> {
         let is_inside = |found: &&FoundDevice| {
-            self.containers.iter().any(|luks_device| found.within.contains(&luks_device.device.number))
+            self.luks_devices.iter().any(|luks_device| found.within.contains(&luks_device.device.number))
         };
         self.areas.iter().filter(move |found| !is_inside(found))
     }
 
     fn choose(&self, ties: &Ties) -> Choice {
-        let containers =
-            self.containers.iter().map(|luks_device| Carrier { number: luks_device.device.number, area: None });
+        let luks_devices =
+            self.luks_devices.iter().map(|luks_device| Carrier { number: luks_device.device.number, area: None });
         let areas = self.bare().map(|found| Carrier {
             number: found.device.number,
             area: Some((*found.bda.header(), found.bda.last_update())),
         });
-        ties.choose(&containers.chain(areas).collect::<Vec<_>>())
+        ties.choose(&luks_devices.chain(areas).collect::<Vec<_>>())
     }
 }
 
@@ -189,8 +189,8 @@ pub struct DeviceSet {
     ties: Ties,
     /// For each identity the device that counts; any of them while that is unclear.
     devices: BTreeMap<DevUuid, FoundDevice>,
-    /// The containers of devices that lie in one, opened or not.
-    containers: BTreeMap<DevUuid, LuksDevice>,
+    /// The LUKS devices of devices that lie in one, opened or not.
+    luks_devices: BTreeMap<DevUuid, LuksDevice>,
     /// Clashes: identities with the nodes of the devices between which it is unclear which one
     /// counts.
     clashes: BTreeMap<DevUuid, Vec<PathBuf>>,
@@ -217,7 +217,7 @@ pub enum DeviceSetVerdict {
     Clash(Option<Arc<PoolMetadata>>, DevUuid, Vec<PathBuf>),
     /// The metadata says that the pool is being destroyed.
     Destroying(Arc<PoolMetadata>),
-    /// Some devices lie in containers that are closed.
+    /// Some devices lie in LUKS devices that are closed.
     Locked,
     /// No device has metadata, and every device is marked as not committed: they are left over from
     /// an interrupted creation.
@@ -256,19 +256,19 @@ impl DeviceSetVerdict {
 
 impl DeviceSet {
     /// The devices of a pool, with the metadata that was just written. With `closed`, the
-    /// containers have been closed and do not show their contents.
+    /// LUKS devices have been closed and do not show their contents.
     pub fn of(pool: &Pool, closed: bool) -> DeviceSet {
         let mut set = DeviceSet::default();
         for (uuid, member) in pool.members.iter() {
-            if let Some(luks_device) = &member.container {
-                set.add(Seen::Container(luks_device.clone()));
+            if let Some(luks_device) = &member.luks_device {
+                set.add(Seen::LuksDevice(luks_device.clone()));
             }
-            if !closed || member.container.is_none() {
+            if !closed || member.luks_device.is_none() {
                 // Devices of the cache tier hold no metadata.
                 let holds_metadata = pool.meta().data_devices().any(|data| data == *uuid);
                 let stamp = member.bda.last_update().unwrap_or_default();
                 let metadata = holds_metadata.then(|| Ok((stamp, Arc::new(pool.meta().stamped(stamp)))));
-                let within = member.container.iter().map(|luks_device| luks_device.device.number).collect();
+                let within = member.luks_device.iter().map(|luks_device| luks_device.device.number).collect();
                 set.add(Seen::Area(FoundDevice {
                     device: member.device.clone(),
                     bda: member.bda.clone(),
@@ -285,26 +285,26 @@ impl DeviceSet {
         self.devices.values()
     }
 
-    /// The container that a device lies in.
-    pub fn container(&self, device: DevUuid) -> Option<&LuksDevice> {
-        self.containers.get(&device)
+    /// The LUKS device that a device lies in.
+    pub fn luks_device(&self, device: DevUuid) -> Option<&LuksDevice> {
+        self.luks_devices.get(&device)
     }
 
-    /// The containers that count.
-    pub fn containers(&self) -> impl Iterator<Item = &LuksDevice> {
-        self.containers.values()
+    /// The LUKS devices that count.
+    pub fn luks_devices(&self) -> impl Iterator<Item = &LuksDevice> {
+        self.luks_devices.values()
     }
 
-    /// The containers that are closed.
+    /// The LUKS devices that are closed.
     pub fn closed(&self) -> impl Iterator<Item = &LuksDevice> {
-        self.containers.values().filter(|luks_device| !self.devices.contains_key(&luks_device.id()))
+        self.luks_devices.values().filter(|luks_device| !self.devices.contains_key(&luks_device.id()))
     }
 
-    /// Everything that was seen outside of containers, whether it counts or not.
+    /// Everything that was seen outside of LUKS devices, whether it counts or not.
     pub fn all(&self) -> Vec<Seen> {
         let each = |copies: &Copies| {
-            let containers = copies.containers.iter().cloned().map(Seen::Container);
-            containers.chain(copies.bare().cloned().map(Seen::Area)).collect::<Vec<_>>()
+            let luks_devices = copies.luks_devices.iter().cloned().map(Seen::LuksDevice);
+            luks_devices.chain(copies.bare().cloned().map(Seen::Area)).collect::<Vec<_>>()
         };
         self.seen.values().flat_map(each).collect()
     }
@@ -315,10 +315,10 @@ impl DeviceSet {
         self.clone().everything().into_iter().filter(|seen| is_meant(seen.device())).collect()
     }
 
-    /// Numbers of the block devices, and of the devices in open containers.
+    /// Numbers of the block devices, and of the devices in open LUKS devices.
     pub fn numbers(&self) -> impl Iterator<Item = DeviceNumber> {
         let areas = self.devices.values().map(|found| found.device.number);
-        areas.chain(self.containers.values().map(|luks_device| luks_device.device.number))
+        areas.chain(self.luks_devices.values().map(|luks_device| luks_device.device.number))
     }
 
     /// Whether nothing is known of the pool any more.
@@ -372,7 +372,7 @@ impl DeviceSet {
     /// Replaces what is known of the devices by what was just read of them.
     pub fn renew(&mut self, seen: Vec<Seen>) {
         self.seen.clear();
-        (self.devices, self.containers, self.clashes) = Default::default();
+        (self.devices, self.luks_devices, self.clashes) = Default::default();
         seen.into_iter().for_each(|seen| self.add(seen));
     }
 
@@ -384,30 +384,30 @@ impl DeviceSet {
         others.into_iter().filter(|seen| !known.contains(&seen.device().number)).for_each(|seen| self.add(seen));
     }
 
-    /// Everything that was seen, including the contents of containers.
+    /// Everything that was seen, including the contents of LUKS devices.
     fn everything(self) -> Vec<Seen> {
         let each = |copies: Copies| {
-            let containers = copies.containers.into_iter().map(Seen::Container);
-            containers.chain(copies.areas.into_iter().map(Seen::Area)).collect::<Vec<_>>()
+            let luks_devices = copies.luks_devices.into_iter().map(Seen::LuksDevice);
+            luks_devices.chain(copies.areas.into_iter().map(Seen::Area)).collect::<Vec<_>>()
         };
         self.seen.into_values().flat_map(each).collect()
     }
 
     /// Keeps the devices that are unchanged in what has been read `now`. For a device in a
-    /// container that has been closed since, the container decides.
+    /// LUKS device that has been closed since, the LUKS device decides.
     pub fn retain_known(&mut self, now: &DeviceSet) {
-        self.containers.retain(|device, _| now.containers.contains_key(device));
-        let containers = &self.containers;
-        self.devices.retain(|device, _| containers.contains_key(device) || now.devices.contains_key(device));
-        let (devices, containers) = (&self.devices, &self.containers);
-        self.seen.retain(|device, _| devices.contains_key(device) || containers.contains_key(device));
+        self.luks_devices.retain(|device, _| now.luks_devices.contains_key(device));
+        let luks_devices = &self.luks_devices;
+        self.devices.retain(|device, _| luks_devices.contains_key(device) || now.devices.contains_key(device));
+        let (devices, luks_devices) = (&self.devices, &self.luks_devices);
+        self.seen.retain(|device, _| devices.contains_key(device) || luks_devices.contains_key(device));
     }
 
     // ---- several devices with one identity ----
 
     fn choose(&mut self, id: DevUuid) {
         self.devices.remove(&id);
-        self.containers.remove(&id);
+        self.luks_devices.remove(&id);
         self.clashes.remove(&id);
         let Some(copies) = self.seen.get(&id).filter(|copies| !copies.is_empty()) else {
             self.seen.remove(&id);
@@ -428,14 +428,14 @@ impl DeviceSet {
 
     fn take(&mut self, id: DevUuid, at: usize) {
         let Some(copies) = self.seen.get(&id) else { return };
-        match copies.containers.get(at) {
+        match copies.luks_devices.get(at) {
             Some(luks_device) => {
                 let inside = copies.areas.iter().find(|found| found.within.contains(&luks_device.device.number));
                 self.devices.extend(inside.map(|found| (id, found.clone())));
-                self.containers.insert(id, luks_device.clone());
+                self.luks_devices.insert(id, luks_device.clone());
             }
             None => {
-                let bare = copies.bare().nth(at.saturating_sub(copies.containers.len()));
+                let bare = copies.bare().nth(at.saturating_sub(copies.luks_devices.len()));
                 self.devices.extend(bare.map(|found| (id, found.clone())));
             }
         }
@@ -449,7 +449,7 @@ impl DeviceSet {
             let outer = copies.outer();
             if outer.len() > 1 || !members.is_empty() {
                 doubt.devices.extend(outer.into_iter().map(|device| (device.path.clone(), device.number)));
-                if !copies.containers.is_empty() {
+                if !copies.luks_devices.is_empty() {
                     doubt.contained.insert(*id);
                 }
             }
@@ -472,7 +472,7 @@ impl DeviceSet {
         let listed = self.listed();
         let mut aside = Vec::new();
         for (id, copies) in &self.seen {
-            let chosen = self.containers.get(id).map(|luks_device| &luks_device.device);
+            let chosen = self.luks_devices.get(id).map(|luks_device| &luks_device.device);
             let chosen = chosen.or_else(|| self.devices.get(id).map(|found| &found.device));
             let member = members.values().find(|(_, member)| member == id);
             let is_member = |number| members.keys().any(|member| self.ties.are_one(*member, number));
@@ -535,7 +535,7 @@ impl DeviceSet {
             if let Some((device, paths)) = self.clashes.iter().find(|(device, _)| counts(device)) {
                 return DeviceSetVerdict::Clash(metadata.cloned(), *device, paths.clone());
             }
-            // A closed container may be left over from an addition. Open devices that name all
+            // A closed LUKS device may be left over from an addition. Open devices that name all
             // others decide.
             if self.closed().any(|luks_device| counts(&luks_device.id())) {
                 return DeviceSetVerdict::Locked;
@@ -560,16 +560,16 @@ impl DeviceSet {
         }
     }
 
-    /// How the containers can be unlocked; `None` if there are none.
+    /// How the LUKS devices can be unlocked; `None` if there are none.
     ///
     /// # Errors
     /// If some devices are encrypted and some are not.
     pub fn encryption(&self) -> Result<Option<Info>, EncryptionError> {
         let listed = self.listed();
         let counts = |device: &DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(device));
-        let bare = self.devices.keys().filter(|device| counts(device) && !self.containers.contains_key(device));
-        let containers = self.containers.iter().filter(|(device, _)| counts(device));
-        Info::of_devices(containers.map(|(_, luks_device)| Some(&luks_device.bindings)).chain(bare.map(|_| None)))
+        let bare = self.devices.keys().filter(|device| counts(device) && !self.luks_devices.contains_key(device));
+        let luks_devices = self.luks_devices.iter().filter(|(device, _)| counts(device));
+        Info::of_devices(luks_devices.map(|(_, luks_device)| Some(&luks_device.bindings)).chain(bare.map(|_| None)))
     }
 
     /// Whether metadata that counts names this device as a member.
@@ -583,7 +583,7 @@ impl DeviceSet {
     pub fn version(&self) -> Option<MetadataVersion> {
         let listed = self.listed();
         let counts = |device: &DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(device));
-        let inside = self.containers.keys().filter(|device| counts(device)).map(|_| MetadataVersion::V1);
+        let inside = self.luks_devices.keys().filter(|device| counts(device)).map(|_| MetadataVersion::V1);
         let open = self.devices.iter().filter(|(device, _)| counts(device));
         let mut versions = open.map(|(_, found)| found.bda.header().version).chain(inside);
         let first = versions.next()?;
@@ -600,7 +600,7 @@ impl DeviceSet {
             | DeviceSetVerdict::Stranger(meta, _)
             | DeviceSetVerdict::Clash(Some(meta), ..) => Name::new(&meta.name).ok(),
             DeviceSetVerdict::Locked | DeviceSetVerdict::Clash(None, ..) => {
-                let mut names = self.containers.values().map(|luks_device| luks_device.token.pool_name.as_deref());
+                let mut names = self.luks_devices.values().map(|luks_device| luks_device.token.pool_name.as_deref());
                 let first = names.next()??;
                 names.all(|name| name == Some(first)).then(|| Name::new(first).ok())?
             }
@@ -636,15 +636,15 @@ impl DeviceSet {
         })
     }
 
-    /// The block devices: containers instead of their contents, and all copies of a device that
+    /// The block devices: LUKS devices instead of their contents, and all copies of a device that
     /// counts.
     fn shown(&self) -> Vec<(PathBuf, DevUuid)> {
         let listed = self.listed();
         let counts = |device: &&DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(*device));
         let mut shown = Vec::new();
         for id in self.seen.keys().filter(counts) {
-            let container = self.containers.get(id).map(|luks_device| &luks_device.device);
-            let chosen = container.or_else(|| self.devices.get(id).map(|found| &found.device));
+            let luks_device = self.luks_devices.get(id).map(|luks_device| &luks_device.device);
+            let chosen = luks_device.or_else(|| self.devices.get(id).map(|found| &found.device));
             match (self.clashes.get(id), chosen) {
                 (Some(paths), _) => shown.extend(paths.iter().map(|path| (path.clone(), *id))),
                 (None, Some(device)) => shown.push((device.path.clone(), *id)),

@@ -7,7 +7,7 @@ use super::{
     activate::{Activated, Activation},
     journal, past_cache,
     thin_pool::bring_up_thin_pool,
-    unlock::{discard_unrecorded, encryption_of, note_encryption, open_container},
+    unlock::{discard_unrecorded, encryption_of, note_encryption, open_luks_device},
     unrecorded_cache,
     wiping::{self, DeviceToWipe},
 };
@@ -15,10 +15,10 @@ use crate::{
     base::{ids::PoolUuid, name::Name, units::Sectors},
     engine::{
         bda::{self, Bda, Choose, Repair},
-        containers::UnlockOptions,
         dm_names::Role,
         error::{Error, Result},
         luks_device::LuksDevice,
+        luks_lifecycle::UnlockOptions,
         mdv::Mdv,
         metadata::{self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, PoolMetadata, pool::Tier},
         pool::{Filesystem, Member, Members, Pool, sector_sizes},
@@ -51,7 +51,7 @@ pub(in crate::engine) struct Assembly {
     /// Logical sector size of the thin pool.
     sector: Sectors,
     records: Vec<FilesystemRecord>,
-    /// Devices of a cache that the pool gives up, with the containers they lie in; `None` if the
+    /// Devices of a cache that the pool gives up, with the LUKS devices they lie in; `None` if the
     /// pool had no cache or keeps it.
     former: Option<Vec<(FoundDevice, Option<LuksDevice>)>>,
     undo: Rollback,
@@ -121,7 +121,7 @@ fn assemble_layers(
     let below = pool.shape().backstore().into_iter().filter(|layer| layer.role != Role::Crypt);
     pool.stack.ensure_all(platform, below, undo)?;
     if version == MetadataVersion::V2 {
-        open_container(platform, &mut pool, unlock, undo)?;
+        open_luks_device(platform, &mut pool, unlock, undo)?;
     }
     let shape = pool.shape();
     if shape.cap() == Role::OriginSub {
@@ -224,9 +224,9 @@ impl Assembly {
                 log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
             }
         }
-        let to_wipe = former.iter().map(|(found, container)| {
-            let (path, container) = (found.device.path.as_path(), container.as_ref());
-            DeviceToWipe { path, container, parts: Vec::new(), stamp: None }
+        let to_wipe = former.iter().map(|(found, luks_device)| {
+            let (path, luks_device) = (found.device.path.as_path(), luks_device.as_ref());
+            DeviceToWipe { path, luks_device, parts: Vec::new(), stamp: None }
         });
         for (DeviceToWipe { path, .. }, error) in wiping::wipe_each(platform, to_wipe.collect()) {
             log::error!("cannot wipe {}, which is no cache device any more: {}", path.display(), error.sentence());
@@ -250,11 +250,11 @@ fn correct_size(platform: &dyn Platform, pool: &Pool, mut record: FilesystemReco
     record
 }
 
-/// The devices of a tier that exist, with the containers they lie in.
+/// The devices of a tier that exist, with the LUKS devices they lie in.
 fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(FoundDevice, Option<LuksDevice>)> {
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
     let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
-    former.map(|found| (found.clone(), set.container(found.bda.header().device).cloned())).collect()
+    former.map(|found| (found.clone(), set.luks_device(found.bda.header().device).cloned())).collect()
 }
 
 /// Marks a device as not named by pool metadata, before the metadata without the device is written.
@@ -312,7 +312,7 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .filter(|found| listed.contains(&found.bda.header().device))
         .map(|found| {
             let geometry = platform.geometry(&found.device.path)?;
-            let container = set.container(found.bda.header().device).cloned();
+            let luks_device = set.luks_device(found.bda.header().device).cloned();
             if let Err(shrunk) = found.bda.check_size(&found.device.path, geometry.size) {
                 // The missing space may be space that nothing uses yet, such as the space reserved
                 // for integrity data.
@@ -321,7 +321,7 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
                     false => log::warn!("{shrunk}"),
                 }
             }
-            let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone(), container };
+            let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone(), luks_device };
             Ok((found.bda.header().device, member))
         })
         .collect()

@@ -1,4 +1,4 @@
-//! Encrypted pools at set-up: opens or adopts containers, repairs their headers, and takes over
+//! Encrypted pools at set-up: opens or adopts LUKS devices, repairs their headers, and takes over
 //! what the headers say (`docs/spec/engine/encryption.md` §6.3, 6.4, 7.3).
 
 use std::{path::Path, sync::Arc};
@@ -11,11 +11,11 @@ use crate::{
     },
     engine::{
         bda::Choose,
-        containers::{self, UnlockOptions},
         dm_names::Role,
         encryption::{Info, Kind, UnlockMethod},
         error::{Error, Result},
         luks_device::{self, LuksDevice},
+        luks_lifecycle::{self, UnlockOptions},
         metadata::PoolMetadata,
         pool::{Members, Pool},
         registry::DeviceSet,
@@ -30,8 +30,8 @@ use crate::{
     view::{self, Availability},
 };
 
-/// How the containers of a pool's devices can be unlocked. Repairs headers where a change of
-/// bindings was cut short. `None`: the devices lie in no containers.
+/// How the LUKS devices of a pool's devices can be unlocked. Repairs headers where a change of
+/// bindings was cut short. `None`: the devices lie in no LUKS devices.
 pub(super) fn encryption_of(
     platform: &dyn Platform,
     uuid: PoolUuid,
@@ -39,24 +39,25 @@ pub(super) fn encryption_of(
     name: &str,
 ) -> Result<Option<Info>> {
     let all = members.values().len();
-    let mut containers: Vec<&mut LuksDevice> = members.containers_mut().collect();
-    if containers.is_empty() {
+    let mut luks_devices: Vec<&mut LuksDevice> = members.luks_devices_mut().collect();
+    if luks_devices.is_empty() {
         return Ok(None);
     }
-    if containers.len() < all {
+    if luks_devices.len() < all {
         return Err(Error::PartlyEncrypted(uuid));
     }
-    if let Err(error) = luks_device::mend(platform, &mut containers) {
+    if let Err(error) = luks_device::mend(platform, &mut luks_devices) {
         log::warn!("pool {name}: what its devices say of its encryption could not be put right: {}", error.sentence());
     }
-    for luks_device in containers.iter_mut().filter(|luks_device| luks_device.token.pool_name.as_deref() != Some(name))
+    for luks_device in
+        luks_devices.iter_mut().filter(|luks_device| luks_device.token.pool_name.as_deref() != Some(name))
     {
         if let Err(error) = luks_device.rename(platform, name) {
             let path = luks_device.device.path.display();
             log::warn!("pool {name}: its name could not be put into the header of {path}: {}", error.sentence());
         }
     }
-    Ok(Info::of_devices(containers.iter().map(|luks_device| Some(&luks_device.bindings)))?)
+    Ok(Info::of_devices(luks_devices.iter().map(|luks_device| Some(&luks_device.bindings)))?)
 }
 
 /// Takes over how the devices of a pool can be unlocked, and whether a re-encryption job has to go
@@ -67,7 +68,7 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
         pool.restrict(Availability::NoRequests, error.to_string());
     }
     pool.note_encryption(Some(info));
-    let unfinished = pool.members.containers().map(|luks_device| luks_device.state).find_map(|state| match state {
+    let unfinished = pool.members.luks_devices().map(|luks_device| luks_device.state).find_map(|state| match state {
         DataEncryption::Unfinished { mode, .. } => Some(mode),
         _ => None,
     });
@@ -76,10 +77,10 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
     }
 }
 
-/// Wipes devices in containers of their own whose addition to the pool was cut short: they would
+/// Wipes devices in LUKS devices of their own whose addition to the pool was cut short: they would
 /// stay open beside the pool. Closes other such devices that the pool metadata does not name.
 pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
-    let unrecorded = set.containers().filter(|luks_device| meta.devices().all(|device| device != luks_device.id()));
+    let unrecorded = set.luks_devices().filter(|luks_device| meta.devices().all(|device| device != luks_device.id()));
     for luks_device in unrecorded {
         let path = luks_device.device.path.display();
         if set.devices().any(|found| found.bda.header().device == luks_device.id() && found.is_uncommitted()) {
@@ -93,19 +94,19 @@ pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta:
     }
 }
 
-/// What to do about the LUKS2 container of a version 2 pool (`docs/spec/engine/encryption.md`
+/// What to do about the LUKS device of a version 2 pool (`docs/spec/engine/encryption.md`
 /// §6.4). The pool's record decides whether the pool is encrypted. The record is written after a
 /// header has been made and before any data is encrypted, and again after all data has been
 /// decrypted and before the header is wiped.
 #[derive(Debug, PartialEq, Eq)]
 enum Containment {
-    /// The pool has no container.
+    /// The pool has no LUKS device.
     None,
-    /// The container has to be opened.
+    /// The LUKS device has to be opened.
     Open(Header),
     /// The pool has been decrypted, but the record does not say so yet.
     Decrypted,
-    /// The container holds nothing: the record says that the pool is not encrypted.
+    /// The LUKS device holds nothing: the record says that the pool is not encrypted.
     Stale,
 }
 
@@ -121,8 +122,8 @@ fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Co
     }
 }
 
-/// Opens the container of a version 2 pool, if it has one, or adopts the container that is open.
-pub(super) fn open_container(
+/// Opens the LUKS device of a version 2 pool, if it has one, or adopts the LUKS device that is open.
+pub(super) fn open_luks_device(
     platform: &dyn Platform,
     pool: &mut Pool,
     unlock: Option<&UnlockOptions>,
@@ -135,17 +136,17 @@ pub(super) fn open_container(
         Containment::None => Ok(()),
         Containment::Stale => {
             log::info!("pool {}: removing a LUKS2 header with nothing behind it", pool.name());
-            drop_container(platform, pool)
+            drop_luks_device(platform, pool)
         }
         Containment::Decrypted => {
             log::info!("pool {}: it has been decrypted, which is recorded now", pool.name());
             pool.change(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
-            drop_container(platform, pool)
+            drop_luks_device(platform, pool)
         }
         Containment::Open(header) => {
             pool.note_header(&header)?;
             match found {
-                Some(_) => adopt_container(platform, pool, &device, unlock.is_some()),
+                Some(_) => adopt_luks_device(platform, pool, &device, unlock.is_some()),
                 None => open_closed(platform, pool, unlock, &device, undo)?,
             }
             let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
@@ -173,7 +174,7 @@ fn open_closed(
     let opened = name.clone();
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
-    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
+    let volume_key = luks_lifecycle::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
     let key_name = volume_keys::name(pool.uuid());
     let unset = key_name.clone();
     undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
@@ -190,13 +191,13 @@ fn open_closed(
 /// Adopts what a former daemon has opened. The volume key was lost with that daemon. If the record
 /// is ahead of the opened device, the key is needed at once. Otherwise, or if there is no time to
 /// derive a key, it is looked for later.
-fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_time: bool) {
+fn adopt_luks_device(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_time: bool) {
     let key_name = volume_keys::name(pool.uuid());
     let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
     let find = || {
         let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
         let keys = bindings.of_kind(Kind::Keyring);
-        let opened = containers::open(platform, device, None, &keys, UnlockMethod::Any, None);
+        let opened = luks_lifecycle::open(platform, device, None, &keys, UnlockMethod::Any, None);
         opened.is_ok_and(|key| platform.volume_key_set(&key_name, &key).is_ok())
     };
     let found = known || has_time && find();
@@ -206,7 +207,7 @@ fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_
 /// Takes back what header changes that were cut short have left: keyslots for a volume key that was
 /// never used.
 fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: &Header) {
-    let changes = containers::mends(header);
+    let changes = luks_lifecycle::mends(header);
     if changes.is_empty() {
         return;
     }
@@ -216,12 +217,12 @@ fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: 
     }
 }
 
-/// Removes an unused container of a pool.
-pub(in crate::engine) fn drop_container(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+/// Removes an unused LUKS device of a pool.
+pub(in crate::engine) fn drop_luks_device(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
     pool.stack.move_to_cap(platform, &pool.shape())?;
     pool.stack.remove(platform, Role::Crypt)?;
-    containers::wipe(platform, &device, Sectors::ZERO, pool.meta().crypt_reserved())
+    luks_lifecycle::wipe(platform, &device, Sectors::ZERO, pool.meta().crypt_reserved())
 }
 
 #[cfg(test)]

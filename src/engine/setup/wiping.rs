@@ -5,9 +5,10 @@ use std::path::Path;
 
 use crate::{
     engine::{
-        containers, devices,
+        devices,
         error::{Error, Result},
         luks_device::LuksDevice,
+        luks_lifecycle,
         metadata::pool::Segment,
     },
     platform::{Platform, Timestamp},
@@ -17,19 +18,19 @@ use crate::{
 pub(in crate::engine) struct DeviceToWipe<'a> {
     /// The device that holds the Stratis area.
     pub path: &'a Path,
-    /// The container that the device lies in.
-    pub container: Option<&'a LuksDevice>,
-    /// Where parts of the pool's own container lie on the device.
+    /// The LUKS device that the device lies in.
+    pub luks_device: Option<&'a LuksDevice>,
+    /// Where parts of the pool's own LUKS device lie on the device.
     pub parts: Vec<Segment>,
     /// When the pool metadata on the device was written, if known.
     pub stamp: Option<Timestamp>,
 }
 
 impl DeviceToWipe<'_> {
-    /// Wipes all but the Stratis area of a device that lies in no container.
+    /// Wipes all but the Stratis area of a device that lies in no LUKS device.
     fn wipe_other(&self, platform: &dyn Platform) -> Result<()> {
-        self.parts.iter().try_for_each(|part| containers::wipe(platform, self.path, part.start, part.length))?;
-        self.container.map_or(Ok(()), |luks_device| luks_device.wipe(platform))
+        self.parts.iter().try_for_each(|part| luks_lifecycle::wipe(platform, self.path, part.start, part.length))?;
+        self.luks_device.map_or(Ok(()), |luks_device| luks_device.wipe(platform))
     }
 }
 
@@ -40,7 +41,7 @@ pub(super) fn wipe_each<'a>(platform: &dyn Platform, to_wipe: Vec<DeviceToWipe<'
     let wipe = |to_wipe: Vec<DeviceToWipe<'a>>| -> Vec<(DeviceToWipe<'a>, Error)> {
         let mut wiped: Vec<Result<()>> = to_wipe.iter().map(|device| device.wipe_other(platform)).collect();
         let areas = |(at, device): (usize, &DeviceToWipe<'a>)| {
-            let is_next = device.container.is_none() && wiped[at].is_ok();
+            let is_next = device.luks_device.is_none() && wiped[at].is_ok();
             is_next.then_some((at, device.path))
         };
         let areas: Vec<(usize, &Path)> = to_wipe.iter().enumerate().filter_map(areas).collect();

@@ -1,7 +1,7 @@
-//! The LUKS2 containers of pools: how they are laid out, made, opened and wiped, and what their
+//! The LUKS devices of pools: how they are laid out, made, opened and wiped, and what their
 //! headers say about how a pool can be unlocked (`docs/spec/engine/encryption.md` §1, 6).
 //!
-//! Version 2 has one container, on the pool's cap device. Version 1 has one on each device. The
+//! Version 2 has one LUKS device, on the pool's cap device. Version 1 has one on each device. The
 //! code treats all of them alike. It knows neither locks nor requests.
 
 use std::{collections::BTreeMap, path::Path};
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// The container of a version 2 pool.
+/// The LUKS device of a version 2 pool.
 pub const LAYOUT_V2: HeaderLayout = HeaderLayout {
     metadata: Bytes(64 << 10),
     keyslots: Bytes(16_352 << 10),
@@ -37,7 +37,7 @@ pub const LAYOUT_V2: HeaderLayout = HeaderLayout {
     sector_size: None,
 };
 
-/// The container on a device of a version 1 pool.
+/// The LUKS device on a device of a version 1 pool.
 pub const LAYOUT_V1: HeaderLayout = HeaderLayout {
     metadata: Bytes(16 << 10),
     keyslots: Bytes(16_352 << 10),
@@ -61,10 +61,10 @@ impl UnlockOptions {
     }
 }
 
-/// Opens a container as `name`. Without a name, only finds its volume key.
+/// Opens a LUKS device as `name`. Without a name, only finds its volume key.
 ///
 /// # Errors
-/// If nothing opens the container. The error gives the reason for each binding that was tried.
+/// If nothing opens the LUKS device. The error gives the reason for each binding that was tried.
 pub fn open(
     platform: &dyn Platform,
     device: &Path,
@@ -152,7 +152,7 @@ impl Prepared {
     }
 }
 
-/// Makes and opens the container of a version 2 pool. Its volume key goes into the daemon's
+/// Makes and opens the LUKS device of a version 2 pool. Its volume key goes into the daemon's
 /// keyring.
 ///
 /// # Errors
@@ -176,7 +176,7 @@ pub fn make(
     Ok(header)
 }
 
-/// Opens a container whose header was made with `prepared`.
+/// Opens a LUKS device whose header was made with `prepared`.
 ///
 /// # Errors
 /// Those of [`make`].
@@ -228,7 +228,7 @@ pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
     unused.chain(replaced).chain(empty).collect()
 }
 
-/// Overwrites all of a container but its data. Nothing can open the container afterwards.
+/// Overwrites all of a LUKS device but its data. Nothing can open the LUKS device afterwards.
 ///
 /// # Errors
 /// When the device cannot be written.
