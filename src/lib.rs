@@ -1,8 +1,8 @@
-//! `stratisd`: a storage daemon for Linux. It manages pools of block devices with thinly provisioned XFS filesystems, and
-//! serves them over D-Bus as `org.storage.stratis3`.
+//! `stratisd`: a storage daemon for Linux. It manages pools of block devices with thinly provisioned
+//! XFS filesystems, and serves them over D-Bus as `org.storage.stratis3`.
 //!
-//! This library is the whole daemon; the programs in `src/bin` are thin. It is not an interface for other programs: clients
-//! use the bus.
+//! This library is the whole daemon; the programs in `src/bin` are thin. It is not an interface for
+//! other programs: clients use the bus.
 //!
 //! # Rooms
 //!
@@ -13,13 +13,13 @@
 //! | [`watch`] | udev, device-mapper events and timers, turned into requests | [`watch::DeviceWatch`] |
 //! | [`engine`] | pools: operations, discovery, metadata, planning | [`engine::ops`] |
 //! | [`view`] | the published state, as immutable values | [`view::View`] |
-//! | [`base`] | identifiers, names, units, an error with its causes: every room may use them | [`base::ids`] |
 //! | [`platform`] | what the engine asks of a machine, by one trait | [`platform::Platform`] |
-//! | [`base`] | identifiers, names, units, error chains | the modules themselves |
+//! | [`base`] | identifiers, names, units, error chains: every room may use them | [`base::ids`] |
 //!
-//! Arrows point one way: `bin → daemon → {bus, watch} → {engine, view} → platform`, with [`base`] and the crate `threads`
-//! (lock, parking, workers) below all of them. [`platform::linux`] is the only room that makes system calls; [`platform::sim`] is a machine
-//! in memory, on which the tests and `stratisd --sim` run the same engine.
+//! Arrows point one way: `bin → daemon → {bus, watch} → {engine, view} → platform`, with [`base`] and
+//! the crate `threads` (lock, parking, workers) below all of them. [`platform::linux`] is the only room
+//! that makes system calls; [`platform::sim`] is a machine in memory, on which the tests and
+//! `stratisd --sim` run the same engine.
 //!
 //! # Where to read on
 //!

@@ -18,7 +18,8 @@ use crate::{
 
 const HOUR_MS: &str = "3600000";
 const FILESYSTEMS: usize = 10_000;
-/// Calls that one client has waiting: one less than the replies that a system bus lets a connection wait for.
+/// Calls that one client has waiting: one less than the pending replies that a system bus allows a
+/// connection.
 const CALLS_OF_ONE: usize = 127;
 /// Formats that never end. Half of the workers may run slow steps.
 const HUNG: usize = 8;

@@ -63,7 +63,8 @@ pub fn idle(musts: &mut Musts) {
     );
 }
 
-/// Clients that come, ask for a list of some 100 kB, and go, one after the other: those that read it, and those that do not.
+/// Short-lived clients, one after the other, that ask for a list of some 100 kB: some read it, others
+/// disconnect without reading.
 pub fn clients(count: usize, musts: &mut Musts) {
     chapter("Resident memory over short-lived clients");
     head(&["", &format!("after {} of them", count / 8), &format!("after {count}"), "more"]);

@@ -82,7 +82,7 @@ pub fn measure(musts: &mut Musts) {
     }
 }
 
-/// A pool that is stopped and started beside stopped pools, and what the property costs that has all of them.
+/// The time to stop and start a pool beside stopped pools, and to read the property that lists them.
 pub fn stopped(musts: &mut Musts) {
     let stage = Stage::new(&[]);
     let client = Client::new(&stage.bus);

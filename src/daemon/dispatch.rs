@@ -1,7 +1,7 @@
 //! Runs chains of steps over the lock and the workers, and sends their changes to the tree writer.
 //!
-//! Must never know: what a chain is for, what a pool is beyond [`PoolEntry`](super::table::PoolEntry), who receives an
-//! outcome and how.
+//! This module must never know what a chain is for, what a pool is beyond
+//! [`PoolEntry`](super::table::PoolEntry), or who receives an outcome and how.
 //!
 //! # The promises
 //!

@@ -34,7 +34,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Puts the device into a LUKS device.
+    /// Makes a LUKS device on the device.
     ///
     /// # Errors
     /// When the LUKS device cannot be made. `undo` removes it again.

@@ -1,5 +1,6 @@
-//! What can go wrong in the engine: one sentence each for people, saying what is wrong and what to do. The source is kept
-//! and not repeated in the text; [`Error::sentence`] joins the chain once, for the edge.
+//! What can go wrong in the engine. Each error is one sentence that says what is wrong and what to do.
+//! It keeps its source and does not repeat the source's text; [`Error::sentence`] joins the chain, once,
+//! for the reply or the log.
 
 use std::path::PathBuf;
 
@@ -334,7 +335,7 @@ impl Error {
         }
     }
 
-    /// As [`Error::leaves`], but for what follows from an unsure record alone, which may become sure again.
+    /// As [`Error::leaves`], without the restriction of an unsure record, which may become sure again.
     pub fn leaves_in_kernel(&self) -> Availability {
         match self {
             Error::Rollback { cause, leaves, .. } => (*leaves).max(cause.leaves_in_kernel()),

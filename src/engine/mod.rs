@@ -1,7 +1,7 @@
 //! The storage engine: pools, their thin pools and filesystems, discovery, and what is on disk.
 //!
-//! Knows nothing of D-Bus, object paths, interface revisions, threads or system calls: what it needs of a
-//! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Step`].
+//! The engine knows nothing of D-Bus, object paths, interface revisions, threads or system calls. It
+//! reaches the machine through a [`Platform`], and asks for locks with a [`request::Step`].
 
 mod awaited_links;
 pub mod bda;
@@ -54,24 +54,25 @@ use crate::{
     view,
 };
 
-/// What all operations share: the machine, what requests have claimed, and what is known of pools that do not run.
+/// State that all operations share: the machine, the claims of requests, and the registry of
+/// stopped pools.
 pub struct Engine {
     platform: Arc<dyn Platform>,
     claims: Arc<claims::Claims>,
     registry: Mutex<registry::Registry>,
-    /// Chains that steps have begun and nobody waits for, with their labels.
+    /// Chains that steps have started without waiting for them, with their labels.
     follow_ups: Mutex<Vec<(String, Step<()>)>>,
-    /// Links that were missing, and how many looks have found them so.
+    /// Missing links, and the number of checks that have found each of them missing.
     links_asked: Mutex<BTreeMap<(PoolUuid, FsUuid), u32>>,
     links_awaited: Arc<AwaitedLinks>,
-    /// The daemon ends.
+    /// The daemon is stopping.
     ending: AtomicBool,
-    /// It does not wait any longer for what takes long.
+    /// The daemon no longer waits for slow steps.
     hurried: AtomicBool,
 }
 
 impl Engine {
-    /// An engine for this machine. Nothing is read from it yet.
+    /// An engine for this machine. Reads nothing from it yet.
     pub fn new(platform: Arc<dyn Platform>) -> Engine {
         Engine {
             platform,
@@ -90,49 +91,50 @@ impl Engine {
         &*self.platform
     }
 
-    /// The machine, for what outlives a step.
+    /// The machine, for values that outlive a step.
     fn shared_platform(&self) -> Arc<dyn Platform> {
         Arc::clone(&self.platform)
     }
 
-    /// Counts how often a claim has been given back.
+    /// The number of claims that have been given back so far.
     pub fn claims_given_back(&self) -> u64 {
         self.claims.given_back()
     }
 
-    /// Whether what a parked request waits for has not come about yet. `since` is what [`Engine::claims_given_back`] said before
-    /// the step that parked was begun.
+    /// Whether a parked request must still wait. `since` is [`Engine::claims_given_back`] from before
+    /// the step that parked it.
     pub fn is_taken(&self, wait: &Wait, since: u64) -> bool {
         self.claims.is_taken(wait, since)
     }
 
-    /// Has who runs chains told what parked requests may find in their favour, right after it has come about.
+    /// Sets the watcher that learns at once of every change that may end the wait of a parked request.
     pub fn watch_claims(&self, watcher: claims::Watcher) {
         self.claims.watch(watcher);
     }
 
-    /// The pools that do not run, if that changed since this was last called.
+    /// The stopped pools, if they have changed since the last call.
     pub fn take_stopped_change(&self) -> Option<Arc<view::StoppedPoolsView>> {
         self.registry.lock().take_change()
     }
 
-    /// Chains that steps have begun and nobody waits for, to be run as requests of their own.
+    /// Takes the chains that steps have started without waiting for them. They run as requests of
+    /// their own.
     pub fn take_follow_ups(&self) -> Vec<(String, Step<()>)> {
         std::mem::take(&mut *self.follow_ups.lock())
     }
 
-    /// Lets work of hours stop as soon as it can; it goes on when its pool is next set up.
+    /// Makes re-encryption jobs stop as soon as they can. A job resumes at the next set-up of its pool.
     pub fn end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }
 
-    /// Lets requests that have begun take back what they have done instead of going on with what takes long: there are too
-    /// many of them for the daemon to wait for.
+    /// Makes requests that have begun undo what they have done before their next slow step: there are
+    /// too many of them for a stop to wait for.
     pub fn hurry(&self) {
         self.hurried.store(true, Ordering::SeqCst);
     }
 
-    /// Refuses to begin with what takes long, once the daemon waits no longer for it.
+    /// Refuses a slow step once the daemon no longer waits for slow steps.
     fn check_ending(&self) -> Result<()> {
         if self.hurried.load(Ordering::SeqCst) { Err(Error::Ending) } else { Ok(()) }
     }
@@ -141,7 +143,7 @@ impl Engine {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// Begins a chain that nobody waits for.
+    /// Starts a chain without waiting for it.
     fn begin(&self, label: String, work: Step<()>) {
         self.follow_ups.lock().push((label, work));
     }
@@ -150,17 +152,18 @@ impl Engine {
         &self.claims
     }
 
-    /// What is known of pools that do not run. A leaf: nothing is asked of the machine while it is held.
+    /// The registry of stopped pools. A leaf lock: the holder makes no call of the platform.
     fn registry(&self) -> MutexGuard<'_, registry::Registry> {
         self.registry.lock()
     }
 
-    /// Filesystems whose links udev has been asked for and requests wait for.
+    /// Filesystems whose links requests wait for.
     fn links_awaited(&self) -> &Arc<AwaitedLinks> {
         &self.links_awaited
     }
 
-    /// Links that were missing, and how many looks have found them so. A leaf, as the registry.
+    /// Missing links, and the number of checks that have found each of them missing. A leaf lock, as
+    /// the registry is.
     fn links_asked(&self) -> MutexGuard<'_, BTreeMap<(PoolUuid, FsUuid), u32>> {
         self.links_asked.lock()
     }
@@ -171,7 +174,7 @@ mod tests {
     use super::*;
     use crate::{base::ids::PoolUuid, platform::sim::Sim};
 
-    /// Who has parked a request compares the counts before and after.
+    /// The dispatcher compares the counts from before and after a step that parks.
     #[test]
     fn each_claim_that_is_given_back_is_counted() {
         let engine = Engine::new(Arc::new(Sim::builder().build()));

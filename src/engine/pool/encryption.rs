@@ -29,7 +29,7 @@ impl Pool {
         self.encryption.info.is_some()
     }
 
-    /// The pool's devices that are LUKS devices, with the names of the crypt devices on them
+    /// The LUKS devices of the pool's members, with the names of the crypt devices on them
     /// (version 1).
     pub(in crate::engine) fn luks_devices(&self) -> impl Iterator<Item = (PathBuf, String)> {
         self.members.luks_devices().map(|luks_device| (luks_device.device.path.clone(), luks_device.name()))
@@ -76,7 +76,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Notes what the LUKS devices of the devices say, if the devices lie in LUKS devices (version 1).
+    /// Notes what the LUKS headers of the members say (encrypted pools of version 1).
     ///
     /// # Errors
     /// If only some of the devices do.
