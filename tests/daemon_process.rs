@@ -199,7 +199,7 @@ fn a_missing_bus_is_reported() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).starts_with("stratisd: the system bus cannot be reached"));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("stratisd: cannot reach the system bus"));
 }
 
 #[test]

@@ -40,14 +40,14 @@ pub enum ArgumentError {
     #[error("`{text}` is not a {what}; give the number of bytes in decimal digits")]
     NotASize { what: &'static str, text: String },
     #[error(
-        "{what} {} of filesystem {name} is larger than {}, the largest there is; choose a smaller one",
+        "{what} {} of filesystem {name} exceeds the maximum of {}; choose a smaller one",
         .size.readable(), SIZE_MAX.readable()
     )]
     SizeTooLarge { what: &'static str, name: Name, size: Bytes },
-    #[error("{what} {} of filesystem {name} is no multiple of {SECTOR} bytes; round it", .size.readable())]
+    #[error("{what} {} of filesystem {name} is not a multiple of {SECTOR} bytes; round it", .size.readable())]
     NotSectors { what: &'static str, name: Name, size: Bytes },
     #[error(
-        "{what} {} of filesystem {name} is less than {}, the smallest there is; choose a larger one",
+        "{what} {} of filesystem {name} is below the minimum of {}; choose a larger one",
         .size.readable(), FILESYSTEM_MIN.readable()
     )]
     SizeTooSmall { what: &'static str, name: Name, size: Bytes },
@@ -56,7 +56,7 @@ pub enum ArgumentError {
         .limit.readable(), .size.readable()
     )]
     LimitBelowSize { name: Name, limit: Sectors, size: Sectors },
-    #[error("{0} filesystems were asked for in one call; ask for one at a time, in as many calls at once as you like")]
+    #[error("a call creates one filesystem, and this one names {0}; send a call for each, also at the same time")]
     OneFilesystem(usize),
     #[error("{0} is not the object path of a pool; list the managed objects to find it")]
     NotAPool(String),
@@ -66,28 +66,27 @@ pub enum ArgumentError {
     Uuid(#[from] NotAUuid),
     #[error("{0} is an invalid unlock method; give `keyring`, `clevis` or `any`")]
     UnlockMethod(String),
-    #[error("no file descriptor came with the call to read the passphrase from; attach one")]
+    #[error("the call has no file descriptor to read the passphrase from; attach one")]
     NoDescriptor,
     #[error("{0} is not the object path of a filesystem; list the managed objects to find it")]
     NotAFilesystem(String),
-    #[error("filesystem {filesystem} is not in this pool but in {pool}; call the method of that pool")]
+    #[error("filesystem {filesystem} belongs to pool {pool}; call the method on that pool")]
     OtherPool { filesystem: Name, pool: Name },
-    #[error("{0} stands for no kind of redundancy; there is none but 0, or leave it out")]
+    #[error("{0} is not a kind of redundancy; give 0, or omit the argument")]
     Redundancy(u16),
-    #[error("the Clevis configuration is not JSON that can be used; correct it")]
+    #[error("the Clevis configuration is not valid JSON; correct it")]
     Json(#[source] serde_json::Error),
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
     #[error(
-        "pool {0} is encrypted, and in the first five revisions of this interface such a pool cannot have a cache; use a later \
-         one"
+        "cannot add a cache to encrypted pool {0} in the first five revisions of this interface; use a later revision"
     )]
     CacheOfEncrypted(Name),
     #[error(transparent)]
     KeyDescription(#[from] KeyDescriptionError),
     #[error("`{0}` is not an integrity tag specification; choose 0b, 32b or 512b")]
     TagSpec(String),
-    #[error("integrity journal size {} is no multiple of {}; round it", .0.readable(), JOURNAL_UNIT.readable())]
+    #[error("integrity journal size {} is not a multiple of {}; round it", .0.readable(), JOURNAL_UNIT.readable())]
     Journal(Bytes),
 }
 

@@ -9,10 +9,10 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum CallError {
-    #[error("there is no object {0}; list the managed objects to see what there is")]
+    #[error("there is no object {0}; list the managed objects to find those that exist")]
     UnknownObject(String),
     #[error(
-        "object {path} has no interface {interface}; introspect the object to see which it has, and in which revisions"
+        "object {path} has no interface {interface}; introspect the object to see its interfaces and their revisions"
     )]
     UnknownInterface { path: String, interface: String },
     #[error("the call names no interface; name the one that has {0}")]
@@ -25,9 +25,9 @@ pub enum CallError {
         "interface {interface} has no property {property}; introspect the object to see which interface, or revision of it, has it"
     )]
     UnknownProperty { interface: String, property: String },
-    #[error("property {0} cannot be set; introspect the object to see which can, and which methods there are")]
+    #[error("property {0} cannot be set; introspect the object to see which properties can be set")]
     ReadOnly(String),
-    #[error("property {0} could not be computed; please report it with what the log says")]
+    #[error("cannot compute property {0} because of a bug in the daemon; report it with the log")]
     NoValue(String),
     #[error("the call failed because of a bug in the daemon; report it with the log")]
     Panicked,

@@ -6,14 +6,14 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error("the system bus cannot be reached: {0}; start it, or set DBUS_SYSTEM_BUS_ADDRESS to another")]
+    #[error("cannot reach the system bus: {0}; start it, or set DBUS_SYSTEM_BUS_ADDRESS")]
     NoBus(String),
-    #[error("the name {name} on the bus is not to be had: {why}")]
+    #[error("cannot acquire bus name {name}: {why}")]
     Name { name: &'static str, why: String },
-    #[error("the name {0} on the bus was lost; see what else has taken it")]
+    #[error("the bus name {0} was lost; check which program has taken it")]
     NameLost(&'static str),
-    #[error("the connection to the bus was lost; see why the bus has ended")]
+    #[error("the connection to the bus was lost; check why the bus ended")]
     Lost,
-    #[error("waiting for the bus failed")]
+    #[error("cannot wait for the bus")]
     Wait(#[source] io::Error),
 }

@@ -79,7 +79,7 @@ impl StoppedLists {
                         Ok(entry) => drop(entries.insert(*uuid, Arc::new(entry))),
                         Err(_) => {
                             log::error!(
-                                "stopped pool {uuid} is left out of the lists: its entry panicked; please report it"
+                                "omitting stopped pool {uuid} from the lists: making its entry panicked; please report it"
                             );
                             entries.remove(uuid);
                         }

@@ -42,11 +42,11 @@ const VALUES_MAX: usize = 100_000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BadArguments {
-    #[error("argument {position} is missing; one of type `{wanted}` is wanted")]
+    #[error("argument {position} is missing; give one of type `{wanted}`")]
     Missing { position: usize, wanted: &'static str },
     #[error("argument {position} is of type `{found}`; give it as `{wanted}`, the signature that introspection shows")]
     Type { position: usize, found: String, wanted: &'static str },
-    #[error("the arguments contain more than {VALUES_MAX} values; ask for less in one call")]
+    #[error("the arguments contain more than {VALUES_MAX} values; split the call")]
     TooMany,
     #[error("the value is of type `{found}`; put one of type `{wanted}`, which introspection shows, into the variant")]
     Variant { found: String, wanted: &'static str },
@@ -62,10 +62,10 @@ pub enum BadArguments {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum NotAMessage {
-    #[error("libdbus refused a message that was to be sent ({what}): {text}")]
+    #[error("libdbus refused to send a message ({what}): {text}")]
     Refused { what: String, text: String },
     #[error(
-        "{what} was not sent, since it has {bytes} bytes, and the bus takes no more than {limit}; raise `max_message_size` of \
+        "cannot send {what}: it has {bytes} bytes, and the bus accepts at most {limit}; raise `max_message_size` of \
          the bus and set {MESSAGE_MAX_VARIABLE}"
     )]
     TooLong { what: String, bytes: usize, limit: usize },
@@ -216,7 +216,7 @@ impl Outgoing {
 /// changed something.
 fn too_long(bytes: usize, limit: usize) -> String {
     format!(
-        "the call was carried out, but its answer has {bytes} bytes, and the bus takes no more than {limit}; ask for less, or \
+        "the call succeeded, but its answer has {bytes} bytes, and the bus accepts at most {limit}; ask for less, or \
          raise `max_message_size` of the bus and set {MESSAGE_MAX_VARIABLE}"
     )
 }

@@ -35,11 +35,11 @@ pub const WAIT_MAX: Duration = Duration::from_secs(60);
 pub enum PassphraseError {
     #[error("the key is longer than {PASSPHRASE_BYTES_MAX} bytes; give a shorter one")]
     TooLong,
-    #[error("nothing was written to the descriptor of the key within {} seconds; write it before the call", WAIT_MAX.as_secs())]
+    #[error("no key arrived on its descriptor within {} seconds; write the key before the call", WAIT_MAX.as_secs())]
     Nothing,
-    #[error("the key was read by another call with the same descriptor; open one for each call")]
+    #[error("another call with the same descriptor has read the key; open a descriptor for each call")]
     Taken,
-    #[error("the key could not be read from its descriptor")]
+    #[error("cannot read the key from its descriptor")]
     Read(#[source] io::Error),
 }
 

@@ -239,9 +239,9 @@ impl Quotas {
                     let is_much = held > TOTAL_MAX;
                     if is_much && !self.is_much {
                         log::warn!(
-                            "the bus holds {} MiB of answers and signals that clients do not read, and may soon take no \
-                             more; see which connection has most OutgoingBytes in org.freedesktop.DBus.Debug.Stats and \
-                             end it",
+                            "the bus holds {} MiB of answers and signals that clients do not read, and may soon accept \
+                             no more; find the connection with the most OutgoingBytes in \
+                             org.freedesktop.DBus.Debug.Stats and end it",
                             held >> 20
                         );
                     }

@@ -28,7 +28,7 @@ const UNANSWERED: &str = "udev_events_unanswered";
 
 /// There is no report with this name.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no report named {0}; there are {STOPPED_POOLS} and {LOCKS}")]
+#[error("there is no report named {0}; use {STOPPED_POOLS} or {LOCKS}")]
 pub struct NoSuchReport(String);
 
 /// The reports.

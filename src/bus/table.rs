@@ -313,7 +313,7 @@ pub fn value(row: &Row, subject: PropertySource<'_>) -> Option<Value> {
         _ => None,
     });
     std::panic::catch_unwind(compute).unwrap_or_else(|_| {
-        log::error!("property {} of {} could not be computed and is left out: it panicked", row.name, row.kind.word());
+        log::error!("omitting property {} of {}: computing it panicked; please report it", row.name, row.kind.word());
         None
     })
 }

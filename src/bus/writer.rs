@@ -168,14 +168,15 @@ impl Writer {
         match reply.to {
             Recipient::Caller(caller, build) => {
                 let answer = std::panic::catch_unwind(AssertUnwindSafe(|| build(tree))).unwrap_or_else(|_| {
-                    let text = "it was done, but the daemon could not make its reply; please report it".to_owned();
+                    let text =
+                        "the call succeeded, but the daemon could not make its reply; please report it".to_owned();
                     Answer::Error(error_name::FAILED, text)
                 });
                 self.connection.send(message::answer(&caller, &answer));
             }
             Recipient::Inside(tell) => {
                 if std::panic::catch_unwind(AssertUnwindSafe(|| tell(tree))).is_err() {
-                    log::error!("what waited for a version of the tree panicked when it was told");
+                    log::error!("a waiter for a version of the tree panicked when it was notified; please report it");
                 }
             }
         }

@@ -436,7 +436,7 @@ fn what_is_too_long_for_the_bus() {
         attacker.done(client::create_pool(name, &[&format!("/dev/{}", &name[50..])]));
         attacker.done(client::stop_pool(name));
     }
-    let line = victim.daemon.line_with("was not sent");
+    let line = victim.daemon.line_with("cannot send");
     assert!(line.contains("PropertiesChanged") && line.contains(&MOST.to_string()), "{line}");
     for _ in 0..10 {
         assert_eq!(client::error_name(&stopped_pools()).as_deref(), Some("LimitsExceeded"));

@@ -84,12 +84,15 @@ fn create_pool_reports_mistakes_in_the_known_order() {
     };
     // Each call has all mistakes of the later calls.
     let slots = |slot: bool| vec![((slot, 1), "a;b"), ((slot, 1), "k")];
-    refused(create_pool("a b", slots(true), vec![((false, 0), "tang", "{bad")], bad_tag), "not JSON");
+    refused(create_pool("a b", slots(true), vec![((false, 0), "tang", "{bad")], bad_tag), "not valid JSON");
     refused(create_pool("a b", slots(true), vec![], bad_tag), "token slot 1 is named twice");
     refused(create_pool("a b", slots(false), vec![], bad_tag), "`64b`");
     refused(create_pool("a b", slots(false), vec![], (Some(4097), None)), "`;`");
     refused(create_pool("a b", vec![], vec![], (Some(4097), Some("0b"))), "the name `a b`");
-    refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4 KiB (4097 bytes) is no multiple of 4 KiB;");
+    refused(
+        create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))),
+        "4 KiB (4097 bytes) is not a multiple of 4 KiB;",
+    );
     refused(create_pool("ab", vec![((false, 0), "k"); 16], vec![], (None, None)), "16 unlock methods");
     refused(create_pool("ab", vec![((true, 32), "k")], vec![], bad_tag), "no token slot 32");
     refused(create_pool("a b", vec![], vec![((false, 0), "tang", r#"{"url":"http://x"}"#)], bad_tag), "`64b`");
@@ -109,11 +112,11 @@ fn create_pool_in_its_older_forms() {
     };
     assert_eq!(r0((false, 7), none), "a job");
     assert_eq!(r0((true, 0), none), "a job");
-    assert!(r0((true, 1), none).starts_with("(false (/ [])) 1 '1 stands for no kind of redundancy"));
+    assert!(r0((true, 1), none).starts_with("(false (/ [])) 1 '1 is not a kind of redundancy"));
     assert_eq!(r0((false, 0), ((true, "k"), (true, ("tpm2", "{}")))), "a job");
     assert!(r0((false, 0), ((true, "a;b"), none.1)).contains("`;`"));
     assert!(r0((false, 0), (none.0, (true, ("tang", "{}")))).contains("`url` must be the address"));
-    assert!(r0((false, 0), (none.0, (true, ("tang", "{")))).contains("not JSON"));
+    assert!(r0((false, 0), (none.0, (true, ("tang", "{")))).contains("not valid JSON"));
     assert_eq!(answer("", "Manager.r7", "CreatePool", ("n", devices.clone(), none.0, none.1)), "a job");
 }
 
@@ -137,18 +140,21 @@ fn sizes_of_filesystems() {
     refused(vec![("f", NO, (true, "x"))], "`x` is not a filesystem size limit");
     // An unreadable size is reported before anything else.
     refused(vec![("a b", NO, NO), ("c", (true, "x"), NO)], "`x` is not a filesystem size");
-    refused(vec![("a b", NO, NO), ("c", NO, NO)], "2 filesystems were asked for");
+    refused(vec![("a b", NO, NO), ("c", NO, NO)], "this one names 2");
     refused(vec![("a b", (true, "1"), NO)], "the name `a b`");
     refused(
         vec![("f", (true, "1073741825"), NO)],
-        "filesystem size 1 GiB (1073741825 bytes) of filesystem f is no multiple of 512",
+        "filesystem size 1 GiB (1073741825 bytes) of filesystem f is not a multiple of 512",
     );
-    refused(vec![("f", (true, "536870400"), NO)], "511.99 MiB (536870400 bytes) of filesystem f is less than 512 MiB,");
+    refused(
+        vec![("f", (true, "536870400"), NO)],
+        "511.99 MiB (536870400 bytes) of filesystem f is below the minimum of 512 MiB",
+    );
     refused(
         vec![("f", (true, "9444732965739290426881"), NO)],
-        "larger than 8191.99 EiB (9444732965739290426880 bytes)",
+        "exceeds the maximum of 8191.99 EiB (9444732965739290426880 bytes)",
     );
-    refused(vec![("f", (true, "9444732965739290427392"), NO)], "filesystem size 8192 EiB of filesystem f is larger");
+    refused(vec![("f", (true, "9444732965739290427392"), NO)], "filesystem size 8192 EiB of filesystem f exceeds");
     refused(vec![("f", (true, "1073741824"), (true, "536870912"))], "less than its size");
     refused(vec![("f", NO, (true, "536870912"))], "512 MiB, is less than its size, 1 TiB;");
     let r0 = |specs: Vec<(&str, (bool, &str))>| answer("/0", "pool.r0", "CreateFilesystems", (specs,));
@@ -169,7 +175,7 @@ fn paths_in_arguments() {
     assert_eq!(snapshot("/0", at(1), "s"), "a job");
     assert!(snapshot("/0", at(99), "s").starts_with("(false /) 1 '/org/storage/stratis3/99 is not the object path"));
     assert!(snapshot("/0", at(0), "s").contains("is not the object path of a filesystem"));
-    assert!(snapshot("/3", at(1), "s").contains("not in this pool but in p"));
+    assert!(snapshot("/3", at(1), "s").contains("belongs to pool p;"));
     assert!(snapshot("/0", at(1), "a b").contains("the name `a b`"));
 
     let destroy = |path| answer("", "Manager.r9", "DestroyPool", (path,));
@@ -281,8 +287,8 @@ fn bindings_of_a_pool_in_both_forms() {
     let trusted = r#"{"url":"u","thp":"t"}"#;
     assert_eq!(answer("/0", r0, "BindClevis", ("tang", trusted)), "a job");
     assert_eq!(answer("/0", "pool.r9", "BindClevis", ("tang", trusted, FREE)), "a job");
-    refused(answer("/0", r0, "BindClevis", ("tang", "nope")), "not JSON");
-    refused(answer("/0", "pool.r9", "BindClevis", ("nope", "nope", FREE)), "not JSON");
+    refused(answer("/0", r0, "BindClevis", ("tang", "nope")), "not valid JSON");
+    refused(answer("/0", "pool.r9", "BindClevis", ("nope", "nope", FREE)), "not valid JSON");
     refused(answer("/0", "pool.r9", "BindClevis", ("nope", "{}", FREE)), "choose tang, tpm2 or sss");
     refused(answer("/0", r0, "BindClevis", ("tang", r#"{"url":"u"}"#)), "trust_url");
 
@@ -293,7 +299,7 @@ fn bindings_of_a_pool_in_both_forms() {
 
     let encrypt = |keys: Keys, clevis: Clevis| answer("/0", "pool.r9", "EncryptPool", (keys, clevis));
     refused(encrypt(vec![], vec![]), "no unlock method was given");
-    refused(encrypt(vec![], vec![(FREE, "tang", "{")]), "not JSON");
+    refused(encrypt(vec![], vec![(FREE, "tang", "{")]), "not valid JSON");
     refused(encrypt(vec![((true, 0), "k")], vec![((true, 0), "tang", "{}")]), "token slot 0 is named twice");
     assert_eq!(encrypt(vec![(FREE, "k")], vec![(FREE, "tpm2", "{}")]), "a job");
     for member in ["ReencryptPool", "DecryptPool"] {
@@ -366,7 +372,7 @@ fn first_revisions_refuse_caches_of_encrypted_pools() {
     };
     for revision in 0..=9 {
         match revision {
-            0..=4 => assert!(init("0", revision).starts_with("(false []) 1 'pool p is encrypted")),
+            0..=4 => assert!(init("0", revision).starts_with("(false []) 1 'cannot add a cache to encrypted pool p")),
             _ => assert_eq!(init("0", revision), "a job"),
         }
         assert_eq!(init("2", revision), "a job");
@@ -476,7 +482,7 @@ fn each_refusal_says_what_to_do() {
     for refusal in refusals {
         let said = refusal.to_string();
         let remedy = said.split_once("; ").unwrap_or_else(|| panic!("{said}")).1;
-        let verbs = ["introspect", "list", "name", "give", "put", "ask", "one of type"];
+        let verbs = ["introspect", "list", "name", "give", "put", "ask", "split"];
         assert!(verbs.iter().any(|verb| remedy.starts_with(verb)), "{said}");
     }
 }
