@@ -1,4 +1,4 @@
-//! The operations that are struck (a *strike* is a fault, panic, kill or power cut at one step).
+//! The operations to strike (a *strike* is a fault, panic, kill or power cut at one step).
 
 use stratisd::{
     engine::{
@@ -31,7 +31,7 @@ pub struct Case {
 
 const V1: MetadataVersion = MetadataVersion::V1;
 const V2: MetadataVersion = MetadataVersion::V2;
-/// Both of them.
+/// Both metadata versions.
 pub const BOTH: &[MetadataVersion] = &[V2, V1];
 
 fn nothing(_: &mut Bench, _: MetadataVersion) {}
@@ -69,7 +69,8 @@ fn one_more_in_any(bench: &mut Bench) -> Result<()> {
     bench.create_filesystems(&pool, &["one-more"]).map(drop)
 }
 
-/// Filesystem f with snapshots s and r, and t, a snapshot of s. Each has its own contents.
+/// Filesystem `f` with snapshots `s` and `r`, and `t`, a snapshot of `s`. Each has its own
+/// contents.
 fn marked_snapshots(bench: &mut Bench, version: MetadataVersion) {
     pool(bench, version);
     bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
@@ -112,7 +113,7 @@ fn stopped(bench: &mut Bench, prepare: fn(&mut Bench, MetadataVersion), version:
 /// A pool whose stop was interrupted.
 fn stopped_in_part(bench: &mut Bench, version: MetadataVersion) {
     filesystems(bench, version);
-    // As many times as a stop tries.
+    // The number of attempts of a stop.
     bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), 10).expect("the pool runs");
     let stopped = bench.stop_pool("p").expect("it is stopped as far as possible");
     assert!(matches!(stopped, StopOutcome::Partly(..)), "{stopped:?}");
@@ -122,7 +123,7 @@ fn start(bench: &mut Bench) -> Result<()> {
     bench.start_pool("p").map(drop)
 }
 
-/// Every operation of the engine.
+/// All operations of the engine, except those in `growth_cases`, `encryption_cases` and `online`.
 pub const CASES: &[Case] = &[
     Case {
         name: "create a pool of version 2",

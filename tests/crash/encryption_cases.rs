@@ -28,7 +28,7 @@ const V2: MetadataVersion = MetadataVersion::V2;
 
 const URL: &str = "http://tang";
 
-/// Sets all keys. Keys that are set already stay.
+/// Sets all keys. Keys that are already set stay.
 pub fn set_keys(bench: &mut Bench) {
     for description in ["k", "l"] {
         set_key(bench, description, &format!("secret of {description}"));
@@ -77,13 +77,13 @@ fn stopped(bench: &mut Bench, version: MetadataVersion) {
     cases::stop(bench, "p").expect("the pool can be stopped");
 }
 
-/// On two devices, with a cache on a third.
+/// A pool on two devices, with a cache on a third.
 pub fn cached(bench: &mut Bench, version: MetadataVersion) {
     with_both(bench, version);
     bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).expect("a cache can be begun");
 }
 
-/// On a disk that has grown.
+/// A pool on a disk that has grown.
 fn resized(bench: &mut Bench, version: MetadataVersion) {
     set_keys(bench);
     let disk = Path::new("/dev/small");
@@ -114,7 +114,7 @@ fn one_more(bench: &mut Bench) -> Result<()> {
     bench.create_filesystems("p", &["one-more"]).map(drop)
 }
 
-/// The bindings unlock the pool, and a filesystem can be created in it.
+/// Unlocks the pool by each of its bindings, and creates a filesystem in it.
 fn by_each(bench: &mut Bench) -> Result<()> {
     let pool = bench.pool("p").expect("the pool runs");
     let shown = pool.encryption.clone().expect("it is encrypted");
@@ -144,7 +144,7 @@ const fn change(
     Case { name, versions: BOTH, then: Then::Look, prepare, act, next: by_each }
 }
 
-/// Every operation of encrypted pools.
+/// The operations on encrypted pools.
 pub const ENCRYPTION_CASES: &[Case] = &[
     creation("create an encrypted pool with a key", &[V2], |bench| made_of(bench, V2, vec![k()])),
     creation("create an encrypted pool with a key and Clevis", &[V2], |bench| made_of(bench, V2, vec![k(), t()])),
@@ -257,7 +257,8 @@ pub const ENCRYPTION_CASES: &[Case] = &[
     },
 ];
 
-/// A pool that another daemon unlocked with a key that is gone: its volume key cannot be found.
+/// A pool that another daemon unlocked with a key that is gone: this daemon cannot find the volume
+/// key.
 fn adopted_without_key() -> Bench {
     let mut bench = Bench::start(Sim::builder().seed(1).record().build());
     with_key(&mut bench, V2);
@@ -271,7 +272,7 @@ fn set_k(bench: &mut Bench) -> Result<()> {
     bench.run(ops::set_key(key("k"), secret("secret of k"))).map(drop)
 }
 
-/// Setting a key does not wait for the volume key, so its reply speaks of the key only.
+/// A request that sets a key does not wait for the volume key, so its reply covers the key only.
 #[test]
 fn faults_setting_a_key_lose_no_volume_key() {
     let mut bench = adopted_without_key();
@@ -316,8 +317,8 @@ fn destroy(bench: &mut Bench) -> Result<()> {
     bench.run(ops::destroy_pool(bench.id("p"))).map(drop)
 }
 
-/// Found in review: when the destruction could not be recorded, the LUKS device was closed already,
-/// and nobody could unlock it.
+/// Found in review: if the destruction could not be recorded, the LUKS device was already closed,
+/// and no key was left to unlock it.
 #[test]
 fn faults_destroying_without_key_leave_all_or_nothing() {
     let (mut bench, first) = empty_without_key();

@@ -1,7 +1,5 @@
 //! The operations by which pools, devices and filesystems grow and caches begin. The pools are as
-//! small as possible, so that they are full soon.
-//!
-//! Pools here are small: the smallest that there are, so that they are full soon.
+//! small as possible, so that they are soon full.
 
 use std::path::Path;
 
@@ -26,7 +24,7 @@ use crate::{
 
 const SMALL: Sectors = Sectors(2 * GIB.0);
 
-/// A pool with a filesystem, whose small disk is completely allocated.
+/// A pool with a filesystem, on a small disk that is completely allocated.
 fn full(bench: &mut Bench, version: MetadataVersion) {
     bench.sim.add_disk(Path::new("/dev/small"), SMALL).expect("a disk can be plugged in");
     bench.create_pool_of(version, "p", &["/dev/small"]).expect("the pool can be created");
@@ -45,7 +43,7 @@ fn add(bench: &mut Bench, devices: &[&str]) -> Result<()> {
     bench.run(ops::add_data_devices(bench.id("p"), devices.iter().map(Into::into).collect())).map(drop)
 }
 
-/// A full pool to which a disk of 100 GiB was added.
+/// A full pool to which a disk of 100 GiB has been added.
 fn with_space(bench: &mut Bench, version: MetadataVersion) {
     full(bench, version);
     bench.sim.add_disk(Path::new("/dev/large"), Sectors(100 * GIB.0)).expect("a disk can be plugged in");
@@ -108,7 +106,7 @@ fn start_and_write(bench: &mut Bench) -> Result<()> {
     write_more(bench)
 }
 
-/// A cached pool without unallocated space, which gets a disk.
+/// A cached pool without unallocated space, and then a disk that is added to it.
 fn cached_with_space(bench: &mut Bench, version: MetadataVersion) {
     full(bench, version);
     init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
@@ -124,7 +122,7 @@ fn destroy(bench: &mut Bench) -> Result<()> {
     bench.run(ops::destroy_pool(bench.id("p"))).map(drop)
 }
 
-/// All user data goes through the devices below.
+/// Writes user data through the devices below the filesystem.
 fn write_more(bench: &mut Bench) -> Result<()> {
     bench.mark("p", "f", 77);
     one_more(bench)
@@ -145,7 +143,8 @@ fn mount(bench: &mut Bench) {
     }
 }
 
-/// Mounts again after a power cut. An XFS that is larger than its device refuses that.
+/// Mounts the filesystems again after a power cut. The kernel refuses to mount an XFS that is
+/// larger than its device.
 fn mount_after(bench: &mut Bench) -> Result<()> {
     for name in ["f", "g"] {
         let _ = bench.sim.unmount_user(&Path::new("/mnt").join(name));
@@ -156,7 +155,7 @@ fn mount_after(bench: &mut Bench) -> Result<()> {
 
 const V2: &[MetadataVersion] = &[MetadataVersion::V2];
 
-/// Every operation of growth.
+/// The operations that grow a pool.
 pub const GROWTH_CASES: &[Case] = &[
     Case {
         name: "check a pool with new space",
@@ -193,7 +192,7 @@ pub const GROWTH_CASES: &[Case] = &[
         prepare: |bench, version| {
             roomy(bench, version);
             let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
-            // Past the mark at which the kernel is to tell.
+            // Write past the low-water mark.
             let blocks =
                 (65..365).map(|block| WriteStep::At(block << 20, b"x")).chain([WriteStep::Flush]).collect::<Vec<_>>();
             bench.sim.write(&node, &blocks).expect("the machine runs");
@@ -267,7 +266,7 @@ pub const GROWTH_CASES: &[Case] = &[
         then: Then::EachForward,
         prepare: used,
         act: |bench| {
-            // They are mounted, unless the power was cut since.
+            // The filesystems are mounted, unless the power has been cut since.
             if !bench.sim.leftovers().mounts.iter().any(|at| at.starts_with("/mnt")) {
                 mount(bench);
             }

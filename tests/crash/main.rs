@@ -1,18 +1,19 @@
 //! Every operation, with a fault at every step and a power cut at every step (promise P7).
 //!
-//! Each case is prepared on a fresh simulated machine, run once to learn how many steps it takes and what its result is, and
-//! then run again and again with one step struck. Afterwards:
+//! Each case is prepared on a fresh simulated machine and run once, which gives its number of steps
+//! and its result. It is then run once for each step, with that step struck. Afterwards:
 //!
-//! - success means the state after, an error means the state before: nothing half done, nothing left over, in memory and, as
-//!   the next daemon and the next boot find it, on disk;
-//! - after a kill, when nothing of the process has an effect any more, the next daemon finds the machine as it was left and makes
-//!   the state before or after of it;
-//! - after a panic all is taken back that can be, and what cannot be is set right by a stop and a start of the pool;
-//! - after a power cut the pools are found again in the state before or after, and after if the request was answered;
-//!   pools that are encrypted are found when they are started, with the keys that a power cut takes set again;
-//! - the next operation works.
+//! - Success means the state after, an error means the state before. Nothing is half done or left
+//!   over, in memory or on disk, as the next daemon and the next boot find it.
+//! - After a kill, no call of the killed process takes effect any more. The next daemon finds the
+//!   machine as the kill left it, and brings it to the state before or after.
+//! - After a panic, the daemon undoes what it can. A stop and a start of the pool repair the rest.
+//! - After a power cut, the pools are found in the state before or after; in the state after if the
+//!   request was answered. Encrypted pools are found when they are started, once the keys that the
+//!   power cut removed are set again.
+//! - The next operation works.
 //!
-//! Counts are printed; `cargo test --test crash -- --nocapture` shows them.
+//! The tests print counts; `cargo test --test crash -- --nocapture` shows them.
 
 mod cases;
 mod encryption_cases;
@@ -33,7 +34,7 @@ use stratisd::{
 };
 use support::{bench::Bench, state::State};
 
-/// What is done before the state is looked at.
+/// What happens before the state is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
     /// Nothing.
@@ -41,15 +42,16 @@ pub enum Then {
     /// Nothing. The operation creates several filesystems: all or none. If it is interrupted and so
     /// never answered, each filesystem exists completely or not at all.
     LookAtEach,
-    /// Checks of the pools until nothing changes. The next check gives the kernel what a request
-    /// has recorded but not carried out, and uses the space that a request added.
+    /// Checks of the pools until nothing changes. The next check makes live in the kernel what a
+    /// request has only recorded, and uses the space that a request added.
     Check,
-    /// As with [`Then::Check`]. The operation is a check itself, which does several things in
-    /// sequence and undoes none of them: recorded space of the thin pool may be in use already. So
+    /// As [`Then::Check`]. The operation is itself a check, which does several things in sequence
+    /// and undoes none of them, because recorded space of the thin pool may already be in use. So
     /// after an error the next check must reach the state after. After a kill or a power cut the
-    /// state is the one before or the one after even without a check.
+    /// state is the one before or the one after, even without a check.
     Forward,
-    /// As with [`Then::Forward`], but for filesystems, each of which is as before or as after.
+    /// As [`Then::Forward`], except that each filesystem may be in the state before or in the state
+    /// after.
     EachForward,
 }
 
@@ -58,8 +60,8 @@ impl Then {
         matches!(self, Then::Forward | Then::EachForward)
     }
 
-    /// After a start of the daemon, which completes what an interrupted check has recorded without
-    /// another check.
+    /// Settles the machine after a start of the daemon. The start completes what an interrupted
+    /// check has recorded; no other check is needed.
     fn settle_started(self, bench: Bench) -> Bench {
         if self.is_forward() { bench } else { self.settle(bench) }
     }
@@ -93,7 +95,7 @@ impl Then {
     }
 }
 
-/// Checks that suffice to use all space of a small pool.
+/// The number of checks that suffice to use all space of a small pool.
 const CHECKS_MAX: u32 = 5;
 
 /// A case with a pool of one version.
@@ -104,7 +106,7 @@ struct Variant {
 }
 
 impl Variant {
-    /// Whether its pools are encrypted.
+    /// Whether the pools of the case are encrypted.
     fn is_locked(&self) -> bool {
         ENCRYPTION_CASES.iter().chain(pairs::LOCKED).any(|case| std::ptr::eq(case, self.case))
     }
@@ -114,7 +116,7 @@ impl Variant {
         Bench::start(bench.sim)
     }
 
-    /// Cuts the power, boots, and does what a user must do then.
+    /// Cuts the power, boots, and unlocks the pools as a user would.
     fn reboot(&self, bench: Bench) -> Bench {
         let mut bench = bench.reboot();
         if self.is_locked() {
@@ -137,7 +139,7 @@ impl Variant {
     }
 }
 
-/// The cases to strike. A part of the name selects some of them.
+/// The cases to strike. `CRASH_CASE` selects those whose name contains it.
 fn cases() -> impl Iterator<Item = (Variant, Then)> {
     let part = std::env::var("CRASH_CASE").unwrap_or_default();
     let variants = CASES.iter().chain(GROWTH_CASES).chain(ENCRYPTION_CASES).flat_map(|case| {
@@ -189,7 +191,7 @@ fn prepared(case: &Variant, seed: u64) -> (Bench, u64) {
 struct Reference {
     before: State,
     after: State,
-    /// Its number of steps.
+    /// The number of steps of the case.
     steps: u64,
 }
 
@@ -206,8 +208,8 @@ fn reference(case: &Variant, then: Then, seed: u64) -> Reference {
     Reference { before, after, steps }
 }
 
-/// The states before and after as another daemon finds them: some changes happen at the next start,
-/// which also takes down what a daemon has left active.
+/// The states before and after as another daemon finds them. They differ from the states in memory:
+/// the next start makes some changes, and takes down leftovers.
 fn found_by_another(case: &Variant, then: Then, seed: u64, begin: fn(&Variant, Bench) -> Bench) -> (State, State) {
     let before = then.settle_started(begin(case, prepared(case, seed).0));
     let (mut bench, _) = prepared(case, seed);
@@ -242,7 +244,8 @@ fn is_held(bench: &Bench, mount: &str) -> bool {
     device.flatten().is_some_and(|device| device.suspended)
 }
 
-/// The private mounts end with the last process that sees them; a child may outlive the daemon.
+/// Unmounts the private mounts. They end with the last process that sees them, and a child may
+/// outlive the daemon.
 fn unmount_private(bench: &Bench) {
     let mounts = bench.sim.leftovers().mounts;
     let private = mounts.iter().filter_map(|at| at.strip_prefix(Sim::private_directory()).ok()?.to_str());
@@ -271,8 +274,8 @@ fn faults_leave_the_state_before_or_after() {
                 assert_eq!(&found, expected, "{at}: {said:?}\n{trace}");
                 bench.check_nothing_left(&at);
                 if result.is_err() {
-                    // The disks are as before, too: another machine with the same history loses its
-                    // daemon and then its power.
+                    // The disks are in the state before, too. To see that, another machine with the
+                    // same history loses its daemon and then its power.
                     let as_before = |bench: Bench, before: &State, when: &str| {
                         let bench = then.settle(bench);
                         let expected = if then.is_forward() { &after } else { before };
@@ -282,10 +285,10 @@ fn faults_leave_the_state_before_or_after() {
                     let other = Bench::start(struck(case, strike, step).0.sim);
                     let other = as_before(other, &restarted, "after a restart");
                     if then != Then::EachForward {
-                        // Nothing is mounted after it, so of filesystems nothing is done.
+                        // Nothing is mounted after a reboot, so the check changes no filesystem.
                         as_before(case.reboot(other), &rebooted, "after a reboot");
                     }
-                    // The next operation succeeds: the same again.
+                    // The same operation succeeds when it is repeated.
                     case.must_act(&mut bench, &format!("{at}: again"));
                     bench = then.settle(bench);
                     assert_eq!(State::of(&bench), after, "{at}: again");
@@ -321,7 +324,7 @@ fn kills_leave_the_state_before_or_after() {
                 // Locked pools stay locked until a user unlocks them.
                 unlock_all(&mut bench, &at);
                 found = State::of(&bench);
-                // The state before, once it has been opened: the pool is started as its record says.
+                // This is the state before, but unlocked: the start set the pool up as recorded.
                 if opened.as_ref() == Some(&found) {
                     found = before.clone();
                     is_opened = true;
@@ -337,7 +340,8 @@ fn kills_leave_the_state_before_or_after() {
             if found == before && before != after {
                 olds += 1;
                 if is_opened && before.runs_nothing() {
-                    // The start is repeated until the pool runs.
+                    // The pool has already been started. Repeat the kill, so that the case can
+                    // start it.
                     bench = killed(case, step).0;
                     bench = Bench::start(bench.sim);
                 }
@@ -390,7 +394,7 @@ fn power_cuts_leave_the_state_before_or_after() {
                 }
                 bench.check_nothing_left(&at);
                 olds += u32::from(found == before && before != after);
-                // Unless a start has carried out the revert that was to be cancelled.
+                // Except when a start has carried out the revert that the case cancels.
                 if found == before && before != after && before == unsettled {
                     case.must_act(&mut bench, &format!("{at}: again"));
                     bench = then.settle(bench);
@@ -414,8 +418,8 @@ fn unlock_all(bench: &mut Bench, at: &str) {
     start_all(bench, at);
 }
 
-/// Starts all stopped pools. Some turn out after unlocking to be incomplete or destroyed; then
-/// nothing of them remains.
+/// Starts all stopped pools. A pool that proves incomplete or destroyed once it is unlocked must
+/// disappear from the list.
 fn start_all(bench: &mut Bench, at: &str) {
     for pool in bench.stopped().list().iter() {
         let is_locked = pool.encryption.is_some() || pool.features.is_some_and(|features| features.encryption);
@@ -428,8 +432,8 @@ fn start_all(bench: &mut Bench, at: &str) {
     }
 }
 
-/// Stops all pools and the active leftovers of stopped ones. A user unmounts the filesystems
-/// before.
+/// Stops all pools, and takes down the active leftovers of stopped pools. Unmounts the filesystems
+/// first, as a user would.
 fn stop_all(bench: &mut Bench, at: &str) {
     let mounts = bench.sim.leftovers().mounts;
     for mount in mounts.iter().filter(|mount| mount.starts_with("/mnt")) {
@@ -444,7 +448,8 @@ fn stop_all(bench: &mut Bench, at: &str) {
     assert!(up.is_empty(), "{at}: up of stopped pools: {up:?}");
 }
 
-/// Found in review: after a panic, earlier steps stayed on the machine, where nothing knew of them.
+/// Found in review: after a panic, the effects of earlier steps stayed on the machine, unknown to
+/// the daemon.
 #[test]
 fn panics_are_repaired_by_stopping_and_starting() {
     let mut total = 0;
@@ -467,7 +472,7 @@ fn panics_are_repaired_by_stopping_and_starting() {
             let at = format!("{} with a panic at step {step} of {steps}", case.name);
             let (mut bench, start) = prepared(case, 1);
             bench.sim.faults().panic_at(start + step);
-            // A parallel part that panics ends alone.
+            // A panic in a parallel part ends only that part.
             let _ = catch_unwind(AssertUnwindSafe(|| case.act(&mut bench)));
             assert_eq!(bench.sim.faults().struck(), 1, "{at}");
             let trace = bench.tail(start);

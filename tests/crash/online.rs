@@ -1,14 +1,18 @@
-//! The operations on all data of a pool that is in use: encryption, a new volume key, decryption, struck at many moments.
+//! Re-encryption jobs (encryption, a new volume key, decryption), struck at many moments.
 //!
-//! A hundred steps of each are struck in each way, spread over all of them. The variable `CRASH_POINTS` says how many instead;
-//! there is as much data that there are about twice as many steps. `make crash-points` strikes a thousand.
+//! Each kind of strike hits a hundred steps of each job, spread evenly over the job. `CRASH_POINTS`
+//! sets another number. The amount of data follows from it, so that a job has about twice as many
+//! steps. `make crash-points` strikes a thousand steps.
 //!
-//! After each strike the pool is brought up again, with the keys that a power cut takes set again, and what is unfinished is
-//! gone on with. Then it must be wholly as before, if the operation had not been decided, or wholly as after; nothing may be
-//! lost, and it must be so again after a stop and a start and after a reboot.
+//! After each strike the pool is set up again, once the keys that a power cut removes are set
+//! again, and an unfinished job is resumed. Then the pool must be completely in the state before,
+//! if the job had not been decided, or completely in the state after. No data may be lost. The same
+//! must hold again after a stop and a start, and after a reboot.
 //!
-//! Of a new volume key the time is recorded when all is done. If the daemon ends just before that, or between two devices of
-//! version 1, it is not: the pool is then as before but for keys that nobody sees, and whoever asks again gets new ones.
+//! The time of a new volume key is recorded when the job is complete. If the daemon ends just
+//! before that, or between two devices of a version 1 pool, no time is recorded. The pool is then
+//! in the state before except for volume keys, which no client sees, and a repeated request
+//! replaces them again.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -34,11 +38,11 @@ use crate::{Strike, encryption_cases::set_keys, start_all, stop_all, unlock_all}
 const V1: MetadataVersion = MetadataVersion::V1;
 const V2: MetadataVersion = MetadataVersion::V2;
 
-/// A job that is struck.
+/// A re-encryption job to strike.
 struct Online {
     name: &'static str,
     version: MetadataVersion,
-    /// Whether the pool is encrypted before.
+    /// Whether the pool is encrypted before the job.
     encrypted: bool,
     act: fn(&mut Bench) -> Result<bool>,
 }
@@ -73,9 +77,9 @@ const OPERATIONS: &[Online] = &[
     },
 ];
 
-/// A pattern to look for on the disks; plaintext has a sector full of this byte.
+/// Patterns to look for on the disks. Plaintext of a filesystem has a sector full of its byte.
 const MARKS: [(&str, u8); 2] = [("f", 0xa7), ("g", 0xb9)];
-/// Where the pages that are in use besides begin in the first filesystem, and how far apart they are.
+/// Where the pages in use begin in the first filesystem, and how far apart they are.
 const PAGES_AT: u64 = 80 << 20;
 const PAGES_APART: u64 = 1 << 16;
 
@@ -84,7 +88,7 @@ fn wanted() -> usize {
     std::env::var("CRASH_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
 }
 
-/// How many pages are in use: each is worked on by itself, which takes about a dozen steps.
+/// The number of pages in use. The job handles each page separately, in about a dozen steps.
 fn pages() -> u64 {
     wanted() as u64 / 6
 }
@@ -94,7 +98,7 @@ fn page(number: u64) -> Vec<u8> {
 }
 
 impl Online {
-    /// The bindings before.
+    /// The bindings before the job.
     fn bindings(&self) -> Vec<NewBinding> {
         match self.encrypted {
             true => vec![by_key(Some(1), "k"), by_tang(Some(2), "http://tang")],
@@ -127,7 +131,7 @@ impl Online {
         }
     }
 
-    /// How many of them have a new volume key, which is in other keyslots.
+    /// The number of LUKS devices with a new volume key. It is in other keyslots than the old one.
     fn replaced(&self, bench: &Bench) -> usize {
         let is_new = |path: &PathBuf| {
             let keyslots = bench.sim.header(path).expect("it is encrypted").keyslots;
@@ -151,8 +155,8 @@ impl Online {
         Reference { before, after: settled(bench), calls }
     }
 
-    /// Checks what must hold in the end, whatever happened before. Returns whether the pool is as
-    /// after.
+    /// Checks what must hold in the end, whatever happened before. Returns whether the pool is in
+    /// the state after.
     fn judge(&self, mut bench: Bench, reference: &Reference, may_be_before: bool, at: &str) -> bool {
         check_pages(&bench, at);
         check(&mut bench);
@@ -199,11 +203,11 @@ fn check_pages(bench: &Bench, at: &str) {
 struct Reference {
     before: State,
     after: State,
-    /// Its steps.
+    /// The steps of the job.
     calls: Vec<CallKind>,
 }
 
-/// Checks allocate the rest of the pool's space.
+/// Runs checks, which allocate the rest of the pool's space.
 fn check(bench: &mut Bench) {
     let pool = bench.id("p");
     bench.run(ops::check_now(pool)).expect("the pool can be checked");
@@ -217,11 +221,11 @@ fn settled(mut bench: Bench) -> State {
 /// Evenly spread numbers below `count`, one for each strike.
 fn points(count: usize) -> impl Iterator<Item = usize> {
     let wanted = wanted().clamp(1, count);
-    // From the middle of each interval.
+    // Take the middle of each interval.
     (0..wanted).map(move |at| (2 * at + 1) * count / (2 * wanted))
 }
 
-/// The steps to strike.
+/// The jobs to strike, each with its reference.
 fn operations() -> impl Iterator<Item = (&'static Online, Reference)> {
     let part = std::env::var("CRASH_CASE").unwrap_or_default();
     let chosen = OPERATIONS.iter().filter(move |online| online.name.contains(&part));
@@ -264,7 +268,7 @@ fn power_cuts_during_a_reencryption_job_lose_nothing() {
         let mut first_new = None;
         for step in points(count) {
             let at = format!("{} with a power cut at step {step} of {count}", online.name);
-            // Only the loss of unflushed writes differs between seeds.
+            // Seeds differ only in the loss of unflushed writes.
             let (mut bench, first) = online.prepared(1);
             bench.sim.faults().cut_power_at(first + step as u64);
             let answered = (online.act)(&mut bench).is_ok();
@@ -324,7 +328,7 @@ fn faults_during_a_reencryption_job_lose_nothing() {
     println!("{total} faults in works on all data");
 }
 
-/// The last steps, for a message.
+/// The last steps, for a failure message.
 fn tail(bench: &Bench, first: u64) -> String {
     let lines = bench.tail(first);
     let lines: Vec<&str> = lines.lines().collect();
@@ -358,7 +362,7 @@ fn no_plaintext_is_left_after_an_encryption() {
     }
 }
 
-/// Growing the LUKS device needs the volume key, which has just been made, replaced or dropped.
+/// To grow, a LUKS device needs the volume key, which the job has just made, replaced or dropped.
 #[test]
 fn a_pool_grows_after_a_reencryption_job() {
     for online in OPERATIONS {

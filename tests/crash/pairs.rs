@@ -1,14 +1,19 @@
-//! Pairs of faults: one strikes a request, and another what follows, in particular what takes the first one back.
+//! Pairs of faults: one strikes a request, the other strikes a later step, often the undo of the
+//! first.
 //!
-//! On pools of one disk, of two, and of twelve, of which the pool's metadata goes to ten. After each pair:
+//! The pools have one, two or twelve disks. The pool metadata is saved on ten of the twelve. After
+//! each pair:
 //!
-//! - success means the state after, and an error that says no more than its cause the state before, in memory and on disk;
-//! - an error that says what could not be taken back leaves the pool restricted with that reason, or gone;
-//! - whatever was said, the next daemon and the next boot find the state before or after, whole and unrestricted, and both
-//!   the same.
+//! - Success means the state after. An error that reports only its cause means the state before.
+//!   Both hold in memory and on disk.
+//! - After an error that reports what could not be undone, the pool is restricted with that reason,
+//!   or gone.
+//! - Whatever the reply, the next daemon and the next boot find the state before or after, complete
+//!   and unrestricted, and both find the same state.
 //!
-//! `cargo test --test crash pairs` strikes a sample of all pairs, drawn by a seed; `make crash-pairs` many more. `PAIRS` is
-//! their number for each case and size, `PAIR_SEED` the seed, and `CRASH_CASE` a part of the name of the cases.
+//! `cargo test --test crash pairs` strikes a sample of all pairs, drawn by a seed; `make
+//! crash-pairs` strikes many more. `PAIRS` is the number of pairs for each case and number of
+//! disks, `PAIR_SEED` the seed, and `CRASH_CASE` a part of the name of the cases.
 
 use std::{cell::Cell, path::Path};
 
@@ -45,7 +50,7 @@ const V2: &[MetadataVersion] = &[MetadataVersion::V2];
 const URL: &str = "http://tang";
 
 thread_local! {
-    /// How many disks pools have.
+    /// The number of disks of each pool.
     static DISKS: Cell<usize> = const { Cell::new(1) };
 }
 
@@ -56,7 +61,7 @@ fn disks() -> Vec<String> {
 fn pool(bench: &mut Bench, version: MetadataVersion) -> Result<()> {
     let disks = disks();
     for disk in &disks {
-        // A pool of many disks must be small enough to have something to grow into.
+        // A pool of many disks must be small enough to leave room for growth.
         bench.sim.add_disk(Path::new(disk), Sectors(4 * GIB.0)).expect("a disk can be plugged in");
     }
     bench.create_pool_of(version, "p", &disks.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
@@ -101,8 +106,8 @@ fn stopped_with_cache(bench: &mut Bench, version: MetadataVersion) {
     cases::stop(bench, "p").expect("the pool can be stopped");
 }
 
-/// As [`stopped_with_cache`], with damaged thin metadata: the repair is recorded before the cache
-/// is dropped.
+/// As [`stopped_with_cache`], with damaged thin metadata. The set-up records the repair before it
+/// drops the cache.
 fn damaged_with_cache(bench: &mut Bench, version: MetadataVersion) {
     cached(bench, version);
     let metadata = stratisd::engine::dm_names::Role::ThinMeta.name(bench.id("p"));
@@ -167,7 +172,7 @@ fn start_without_cache(bench: &mut Bench) -> Result<()> {
     bench.run(ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::default(), CacheTier::Drop)).map(drop)
 }
 
-/// An operation that must succeed in either state.
+/// An operation that must succeed in the state before and in the state after.
 fn other_pool(bench: &mut Bench) -> Result<()> {
     bench.create_pool("other", &["/dev/x"]).map(drop)
 }
@@ -182,7 +187,7 @@ const fn case(
     Case { name, versions, then, prepare, act, next: other_pool }
 }
 
-/// Every operation that commits.
+/// All operations with a commit point, on unencrypted pools.
 static CASES: &[Case] = &[
     case("create a pool", V2, Then::Look, |_, _| {}, |bench| pool(bench, MetadataVersion::V2)),
     case("create a pool in version 1", V1, Then::Look, |_, _| {}, |bench| pool(bench, MetadataVersion::V1)),
@@ -227,7 +232,7 @@ static CASES: &[Case] = &[
     case("start a pool with a revert", V2, Then::Look, reverting, |bench| bench.start_pool("p").map(drop)),
 ];
 
-/// As [`CASES`], for encrypted pools.
+/// All operations with a commit point, on encrypted pools.
 pub static LOCKED: &[Case] = &[
     case(
         "create an encrypted pool",
@@ -267,7 +272,7 @@ pub static LOCKED: &[Case] = &[
     case("grow a device of an encrypted pool", V1, Then::Check, resized_locked, grow),
 ];
 
-/// The kinds of strikes.
+/// The kinds of first strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     FailBefore,
@@ -279,9 +284,9 @@ enum First {
 enum Second {
     FailBefore,
     FailAfter,
-    /// Every later change of the same subject fails until the request has ended.
+    /// Every later change of the same subject fails until the request ends.
     Breaks(String),
-    /// Every later change fails until the request has ended.
+    /// Every later change fails until the request ends.
     AllBreaks,
     Kill,
     PowerCut,
@@ -308,7 +313,7 @@ impl Expected {
     }
 }
 
-/// The state that was found.
+/// The state that a daemon found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Before,
@@ -325,7 +330,7 @@ fn side(then: Then, found: &State, (before, after): &(State, State)) -> Option<S
     }
 }
 
-/// Strikes a machine and judges it; the error says what is wrong.
+/// Strikes a machine and checks the outcome. The error describes a violation.
 fn strike(
     variant: &Variant,
     expected: &Expected,
@@ -370,16 +375,17 @@ fn strike(
         let pools: Vec<_> = bench.names().iter().filter_map(|name| bench.pool(name)).collect();
         let is_restricted = pools.iter().any(|pool| {
             assert_eq!(pool.availability != Availability::Full, pool.restriction.is_some(), "{said}");
-            // A failed filesystem is shown with its reason, too.
+            // The view shows a failed filesystem with its reason, too.
             pool.availability != Availability::Full || !pool.failed_filesystems.is_empty()
         });
-        // A revert that failed stays scheduled, and is shown, until the next set-up from nothing.
+        // A failed revert stays scheduled, and visible, until the next complete set-up.
         is_ordered = pools.iter().flat_map(|pool| pool.filesystems.values()).any(|fs| fs.merge_scheduled);
-        // Active leftovers of a stopped pool are shown with the reason.
+        // The view shows active leftovers of a stopped pool with the reason.
         let is_told = is_restricted
             || is_ordered
             || bench.stopped().list().iter().any(|pool| pool.partial && pool.reason.is_some());
-        // Without a restriction what is in memory is what was said. What a failed undo has left belongs to nobody then.
+        // Without a restriction, the state in memory must match the reply. Leftovers of a failed
+        // undo belong to no pool then.
         if !is_told {
             if result.is_err() && !then.is_forward() && leaves == Availability::Full {
                 must_be = Some(Side::Before);
@@ -429,7 +435,8 @@ fn strike(
         let found = State::of(&bench);
         match side(then, &found, &expected.rebooted) {
             Some(side) if side == side_found || states.0 == states.1 || expected.rebooted.0 == expected.rebooted.1 => {}
-            // A start does not rewrite a LUKS2 header: an undo may only seem to have failed.
+            // A start does not rewrite a LUKS2 header, so an undo may have succeeded that was
+            // reported as failed.
             Some(_) if variant.is_locked() && result.is_err() => {}
             _ => return wrong(&format!("a reboot after the next daemon, which found {side_found:?}"), &found),
         }
@@ -438,7 +445,7 @@ fn strike(
     Ok(side_found)
 }
 
-/// As [`strike`]; a panic of the engine or of a check is an error like others.
+/// As [`strike`]. A panic of the engine or of a check counts as a violation, too.
 fn strike_caught(
     variant: &Variant,
     expected: &Expected,
@@ -452,7 +459,7 @@ fn strike_caught(
     })
 }
 
-/// The steps that a request takes when one of them is struck.
+/// The steps of a request when one of them is struck.
 fn steps_when_struck(variant: &Variant, (step, first): (u64, First)) -> Vec<RecordedCall> {
     let (mut bench, start) = prepared(variant, 1);
     match first {
@@ -472,7 +479,8 @@ fn strike_pairs(variant: &Variant, pairs: u64, random: &mut StdRng, wrong: &mut 
         let kind = if random.random() { First::FailBefore } else { First::FailAfter };
         let first = (random.random_range(0..expected.steps), kind);
         let steps = steps_when_struck(variant, first);
-        // What does not come to an error is as good as done once; most that follows an error is its undo.
+        // A first fault that causes no error needs few second faults. Most steps after an error
+        // belong to its undo.
         for _ in 0..left.min(4) {
             left -= 1;
             let from = usize::try_from(first.0).expect("step numbers are small") + 1;
@@ -490,14 +498,14 @@ fn strike_pairs(variant: &Variant, pairs: u64, random: &mut StdRng, wrong: &mut 
                 8 => Second::Kill,
                 _ => Second::PowerCut,
             };
-            // The next start makes a link that udev did not make; the operation is complete without
+            // The next start makes a link that udev did not make. The operation is complete without
             // it.
             let is_link = |at: usize| steps.get(at).is_some_and(|step| step.call == CallKind::Announce);
             if is_link(at) || is_link(from - 1) {
                 continue;
             }
-            // Creating a pool of version 1, which no client requests, leaves a LUKS device that
-            // names its pool on a broken disk.
+            // A version 1 creation, which no client can request, leaves a LUKS device that names
+            // its pool on a broken disk.
             let is_breakdown = matches!(second, Second::Breaks(_) | Second::AllBreaks);
             if is_breakdown && variant.name.starts_with("create an encrypted pool in version 1") {
                 continue;
@@ -524,8 +532,8 @@ fn setting(key: &str, default: u64) -> u64 {
     std::env::var(key).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Found in review: an operation whose commit and undo both failed left a pool that could not be
-/// set up, or that started in another state than its daemon had reported.
+/// Found in review: after an operation whose commit and undo both failed, the pool could not be set
+/// up, or it started in another state than its daemon had reported.
 #[test]
 fn fault_pairs_leave_the_state_before_or_after() {
     let (pairs, seed) = (setting("PAIRS", 16), setting("PAIR_SEED", 11));

@@ -1,8 +1,9 @@
-//! Starts of the daemon with a call that fails, at every step: with nothing up, with a stack that is up, and by the event of
-//! the device that was missing.
+//! Starts of the daemon with a fault at every step: with no devices active, with an active table
+//! stack, and by the event of a device that was missing.
 //!
-//! A call that fails once must not keep the daemon from coming up. The pool runs then, or it is shown as one that does not
-//! run (the log has the reason), and the next look at the machine makes of it what a start without a fault makes.
+//! A fault must not keep the daemon from starting. After it the pool runs, or the daemon lists it
+//! as stopped and logs the reason. The next discovery then reaches the same state as a start
+//! without a fault.
 
 use std::path::Path;
 
@@ -20,15 +21,15 @@ use crate::{Strike, cases, encryption_cases, growth_cases};
 /// The situations in which a daemon starts.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    /// After a power cut.
+    /// After a power cut, with no devices active.
     Boot,
-    /// The last daemon left the devices active.
+    /// The previous daemon left the devices active.
     Adoption,
-    /// A device was missing at the boot; udev reports it.
+    /// A device was missing at boot. Later udev reports it.
     Event,
 }
 
-/// The machine at the start of the daemon.
+/// Prepares the machine for the start of the daemon.
 type Prepare = fn(&mut Bench, MetadataVersion);
 
 const V1: MetadataVersion = MetadataVersion::V1;
@@ -44,7 +45,7 @@ const FOUND: &[(&str, MetadataVersion, &[Way], Prepare)] = &[
     ("a pool with a revert", V2, ALL, cases::reverting),
     ("a pool with filesystems in the making", V2, ALL, |bench, version| {
         cases::filesystems(bench, version);
-        // Past the thin devices and short of the records.
+        // Kill the daemon after the thin devices are made and before the records are written.
         let first = bench.sim.steps();
         let mut other = Bench::start(Sim::builder().seed(1).record().build());
         cases::filesystems(&mut other, version);
@@ -53,14 +54,14 @@ const FOUND: &[(&str, MetadataVersion, &[Way], Prepare)] = &[
         bench.create_filesystems("p", &["h", "i"]).expect_err("the daemon is killed");
         bench.sim.faults().clear();
     }),
-    // Users who can unlock these pools start them.
+    // At a boot these pools stay locked until a user starts them, so only adoption applies.
     ("an encrypted pool", V2, &[Way::Adoption], encryption_cases::with_both),
     ("an encrypted pool of version 1", V1, &[Way::Adoption], encryption_cases::with_both),
     ("an encrypted pool with a cache", V2, &[Way::Adoption], encryption_cases::cached),
     ("an encrypted pool of version 1 with a cache", V1, &[Way::Adoption], encryption_cases::cached),
 ];
 
-/// A machine just before the start of the daemon, or before the event of the device.
+/// A machine just before the start of the daemon, or just before the event of the device.
 fn prepared(prepare: Prepare, version: MetadataVersion, way: Way) -> Bench {
     let mut bench = Bench::start(Sim::builder().seed(1).record().build());
     prepare(&mut bench, version);
@@ -128,7 +129,7 @@ fn faults_during_a_start_withhold_nothing_forever() {
                     let trace = bench.tail(first);
                     assert!(runs || !bench.stopped().list().is_empty(), "{at}: the pool is not shown\n{trace}");
                     ran += u32::from(runs);
-                    // The next read of the device, whatever causes it.
+                    // Either a refresh or a new daemon reads the device again.
                     if step % 2 == 0 {
                         bench.run(ops::refresh()).unwrap_or_else(|error| panic!("{at}: {}\n{trace}", error.sentence()));
                     } else {
