@@ -1,5 +1,5 @@
-//! Discovery of pools at the start and by events: devices that are missing, surplus, duplicated,
-//! damaged or of another size.
+//! Discovery of pools at the start of the daemon and by events: devices that are missing, surplus,
+//! duplicated, damaged or of another size.
 
 use std::{path::Path, sync::Arc};
 
@@ -35,7 +35,7 @@ impl Watched {
         Watched { bench: Bench::start(sim), events }
     }
 
-    /// Handles all events, also those that it causes. Returns their number.
+    /// Handles all events, including those that handling causes. Returns their number.
     pub fn settle(&mut self) -> usize {
         let mut count = 0;
         while let Some(event) = self.events.next().unwrap() {
@@ -51,7 +51,7 @@ impl Watched {
     }
 }
 
-/// Pool `p` with filesystem `f` on `/dev/a` and `/dev/b`, machine rebooted.
+/// A rebooted machine with pool `p` on `/dev/a` and `/dev/b`, which has the filesystem `f`.
 pub fn two_disks() -> Sim {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
@@ -113,7 +113,7 @@ fn a_stopped_pool_forgets_devices_that_go() {
     watched.bench.sim.pull_disk(path("/dev/a")).unwrap();
     watched.settle();
     assert_eq!(watched.stopped().list(), []);
-    // A wiped device is removed as well.
+    // A wiped device is forgotten, as if it had been removed.
     watched.bench.sim.add_disk(path("/dev/a"), TIB).unwrap();
     watched.settle();
     assert_eq!(watched.stopped().list().len(), 1);
@@ -134,7 +134,8 @@ fn a_running_pool_survives_devices_that_come_back() {
     assert_eq!(watched.bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()), 0);
 }
 
-/// Found in review: a device that vanished while its pool was being set up stayed known forever.
+/// Found in review: if a device vanished during the set-up of its pool, the daemon kept it in its
+/// list forever.
 #[test]
 fn a_device_removed_during_set_up_is_forgotten() {
     let sim = two_disks();
@@ -143,7 +144,7 @@ fn a_device_removed_during_set_up_is_forgotten() {
     for chain in ops::discover(&scheduler.bench.engine).unwrap() {
         scheduler.begin("set up", chain);
     }
-    // The name has been claimed when the next step is the one that sets the pool up.
+    // The name is claimed now. The next step sets the pool up.
     scheduler.step();
     scheduler.step();
     scheduler.bench.sim.pull_disk(path("/dev/b")).unwrap();
@@ -180,7 +181,7 @@ fn of_two_pools_of_one_name_one_runs() {
     assert!(said.contains("another running pool is named p"), "{said}");
     watched.bench.check_nothing_left("the other is not up");
 
-    // When the one that runs has another name, the next event of the other brings it up.
+    // When the running pool is renamed, the next event of the stopped pool sets that pool up.
     let running = watched.bench.id("p");
     watched.bench.run(ops::rename_pool(running, name("r"))).unwrap();
     let disk = if running == second { "/dev/a" } else { "/dev/b" };
@@ -210,7 +211,7 @@ fn stopped_pools_of_one_name_are_all_shown() {
 #[test]
 fn devices_of_both_versions_make_no_pool() {
     let sim = two_disks();
-    // Both copies of the header of one say version 1.
+    // Both copies of the header of `/dev/b` say version 1.
     for half in stratisd::engine::metadata::header::Half::BOTH {
         let bda = stratisd::engine::bda::Bda::load(&sim, path("/dev/b"), stratisd::engine::bda::Repair::ReadOnly);
         let header = *bda.unwrap().unwrap().header();
@@ -237,8 +238,8 @@ fn a_damaged_copy_of_the_header_is_mended() {
     }
 }
 
-/// Found in review: reading a device rewrote its header, which is an event, which caused another
-/// read.
+/// Found in review: reading a device rewrote its header. The write caused an event, and the event
+/// another read.
 #[test]
 fn an_unrepairable_header_hides_no_pool() {
     let sim = two_disks();
@@ -269,7 +270,8 @@ fn a_device_without_a_valid_header_is_missing() {
     assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
 }
 
-/// Damages a pool on two disks that does not run, and checks that it stays stopped and is listed with this reason.
+/// Damages a stopped pool on two disks, and checks that the pool stays stopped and is listed with
+/// this reason.
 fn check_stopped(what: &str, damage: impl FnOnce(&Sim), devices: usize, reason: &str) {
     let sim = two_disks();
     damage(&sim);
@@ -313,7 +315,8 @@ fn a_pool_with_damaged_metadata_stays_listed() {
     check_stopped(
         "both copies of the newest metadata",
         |sim| {
-            // The newest generation is written to both copies of one pair; JSON begins 32 bytes into a region.
+            // A save writes the newest generation to both copies of one pair. The JSON begins 32
+            // bytes into a region.
             disks::change(sim, "/dev/a", |json| json["started"] = json!(true));
             for region in 0..4 {
                 sim.put(path("/dev/a"), 8192 + region * 260_096 + 100, &[0xa5; 16]).unwrap();
@@ -347,7 +350,7 @@ fn one_copy_of_the_metadata_is_enough() {
     }
 }
 
-/// Runs something on the metadata volume of pool `p`, and starts a daemon on a rebooted machine.
+/// Runs `change` on the metadata volume of pool `p`, reboots the machine and starts a daemon on it.
 pub fn with_volume_changed(change: impl FnOnce(&Sim, &str)) -> (Bench, String) {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
@@ -395,7 +398,7 @@ fn a_left_over_temporary_file_is_removed() {
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
-/// Found in review: the name of a failed filesystem was given out again, and then no set-up
+/// Found in review: a new filesystem could take the name of a failed one, and then no set-up
 /// succeeded.
 #[test]
 fn the_name_of_a_failed_filesystem_stays_taken() {
@@ -436,19 +439,20 @@ fn damaged_thin_metadata_is_repaired_into_the_spare() {
     let mut swapped = before.clone();
     swapped["flex_devs"]["thin_meta_dev"] = before["flex_devs"]["thin_meta_dev_spare"].clone();
     swapped["flex_devs"]["thin_meta_dev_spare"] = before["flex_devs"]["thin_meta_dev"].clone();
-    // While this entry exists, the spare holds the old metadata.
+    // While the pool metadata has this entry, the spare holds the old thin metadata.
     swapped["repaired"] = true.into();
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), swapped, "the swap is saved");
     bench.create_filesystems("p", &["g"]).unwrap();
-    // What the repaired pool wrote is still there next time.
+    // Writes to the repaired pool survive the next set-up.
     reboot(&bench.sim);
     let bench = Bench::start(bench.sim);
     assert_eq!(bench.pool("p").unwrap().filesystems.len(), 2);
     bench.check_nothing_left("the next time");
 }
 
-/// Found in review: the swap was saved only after the repaired metadata had been used, so that a power cut in between went
-/// back to the damaged one; and a daemon killed there found a device with another table than its metadata said.
+/// Found in review: the swap was saved only after the repaired thin metadata had been in use. A
+/// power cut in between returned to the damaged thin metadata, and after a kill the next daemon
+/// found a device whose table differed from the pool metadata.
 #[test]
 fn an_interrupted_repair_is_done_again() {
     let prepared = || {
@@ -462,7 +466,7 @@ fn an_interrupted_repair_is_done_again() {
     let sim = prepared();
     let start = sim.steps();
     let steps = Bench::start(sim).sim.steps() - start;
-    // The look at the devices comes first and may fail.
+    // The first steps read the devices, and may fail.
     for step in 8..steps {
         for kill in [true, false] {
             let sim = prepared();
@@ -497,7 +501,7 @@ fn a_grown_device_shows_its_new_size() {
         (device.size, device.new_size, pool.total)
     };
     assert_eq!(sizes(&watched.bench), (TIB, Some(larger), Sectors(TIB.0 * 2)));
-    // A daemon that starts later shows it too.
+    // A daemon that starts later shows the new size too.
     let bench = Bench::start(watched.bench.sim.clone());
     assert_eq!(sizes(&bench), (TIB, Some(larger), Sectors(TIB.0 * 2)));
     watched.bench.sim.resize_disk(path("/dev/a"), TIB).unwrap();
@@ -511,7 +515,7 @@ fn a_pool_with_mixed_sectors_runs_unchanged() {
     let mut bench = Bench::start(sim);
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()])).unwrap();
-    // The second disk, on which nothing is yet, is copied to one with larger sectors.
+    // Copy the second disk, which has no allocation yet, to a disk with larger sectors.
     let sim = bench.sim;
     sim.put(path("/dev/4k"), 0, &sim.durable(path("/dev/b"), 0..1 << 20)).unwrap();
     sim.pull_disk(path("/dev/b")).unwrap();
@@ -536,8 +540,9 @@ fn a_pool_with_mixed_sectors_runs_unchanged() {
     assert!(bench.run(ops::destroy_pool(bench.id("p"))).unwrap(), "it may still be destroyed");
 }
 
-/// Looks at `/dev/a`, by an event of it or by a look at everything, and holds the look after each of its reads in turn while
-/// something else is done. `prepare` makes the machine, `judge` is told what it is about.
+/// Reads `/dev/a`, both by an event of it and by a discovery of all devices. After each of its
+/// reads in turn, the reader pauses while `meanwhile` runs. `prepare` makes the machine; `judge`
+/// gets it in the end, with a description.
 fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), judge: fn(Bench, &str)) {
     let event = |bench: &Bench| DeviceEvent {
         action: DeviceAction::Change,
@@ -583,7 +588,7 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
     }
 }
 
-/// A machine with pool `p` on `/dev/a` and a daemon that has not read it.
+/// A machine with pool `p` on `/dev/a`, and a daemon that has not read the disk yet.
 fn not_looked_at() -> Bench {
     let mut bench = Bench::start(Sim::builder().record().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
@@ -591,8 +596,9 @@ fn not_looked_at() -> Bench {
     Bench::without_discovery(bench.sim)
 }
 
-/// Found by the history checker: an event whose device had been read before its pool came to run and was stopped again took the
-/// pool for one that is to run. A new look at everything made the same mistake.
+/// Found by the history checker: the device of an event was read, then its pool was started and
+/// stopped, and then the event started the pool again. A discovery of all devices made the same
+/// mistake.
 #[test]
 fn an_outdated_read_does_not_undo_a_stop() {
     let stop = |engine: &Engine, pools: &mut Pools| {
@@ -608,8 +614,8 @@ fn an_outdated_read_does_not_undo_a_stop() {
     });
 }
 
-/// Found in review: a leftover of an interrupted destruction was wiped although it had become
-/// another pool's since it was read.
+/// Found in review: a leftover of an interrupted destruction was wiped although another pool had
+/// taken the device after it was read.
 #[test]
 fn an_outdated_read_wipes_no_device_in_use() {
     let prepare = || {
@@ -634,7 +640,7 @@ fn an_outdated_read_wipes_no_device_in_use() {
     });
 }
 
-/// A pool whose name was taken waited for a restart of the daemon.
+/// Formerly a pool whose name was taken stayed stopped until the daemon was restarted.
 #[test]
 fn a_pool_starts_when_its_name_becomes_free() {
     type Free = fn(&mut Bench, PoolUuid);

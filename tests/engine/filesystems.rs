@@ -57,7 +57,7 @@ fn the_same_again_changes_nothing() {
     assert_eq!(bench.run(ops::add_data_devices(pool, more)).unwrap().len(), 1);
 }
 
-/// mkfs.xfs of version 5 refuses the option that version 6 has to be given.
+/// mkfs.xfs version 5 refuses the option that version 6 needs.
 #[test]
 fn an_old_mkfs_makes_filesystems_too() {
     let mut bench = Bench::start(Sim::builder().old_mkfs().build());
@@ -78,7 +78,7 @@ fn another_filesystem_of_the_same_name_is_refused() {
     before.check_unchanged(&bench, "something else of the same name");
 }
 
-/// A pool with metadata that no request produces.
+/// A pool with metadata that no request can produce.
 fn with_thin_pool(change: fn(&mut serde_json::Value)) -> Bench {
     let bench = Bench::with_two_filesystems();
     reboot(&bench.sim);
@@ -115,7 +115,7 @@ fn without_overprovisioning_filesystems_fit() {
     assert_eq!(needed, Sectors((2 << 31) + 2 * GIB.0));
     assert!(room < Sectors(2 << 31));
     before.check_unchanged(&bench, "more than there is room for");
-    // Exactly what fits, and then nothing more.
+    // Use exactly the remaining room. After that nothing more fits.
     let rest = Sectors(room.0 - 2 * GIB.0);
     bench.run(ops::create_filesystems(pool, new(rest))).unwrap();
     let error = snapshot(&mut bench, "f", "s").unwrap_err();
@@ -131,7 +131,7 @@ fn snapshots_inherit_the_origin_of_what_is_destroyed() {
     }
     destroy(&mut bench, &["s"]).unwrap();
     assert_eq!(origin(&bench, "t").as_deref(), Some("f"));
-    // A chain of snapshots in one request, in any order.
+    // Destroy parts of a chain of snapshots in one request, in any order.
     destroy(&mut bench, &["t", "f"]).unwrap();
     assert_eq!(origin(&bench, "u"), None);
     reboot(&bench.sim);
@@ -156,14 +156,14 @@ fn snapshots_are_destroyed_up_to_a_kept_origin() {
 fn filesystems_of_a_scheduled_revert_are_not_destroyed() {
     let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
-    // No request schedules one yet; the record says so when another daemon has.
+    // Schedule the revert in the record, as another daemon may have done.
     let file = format!(".mdv-{}/filesystems/{}.json", bench.id("p").simple(), bench.filesystem("p", "s").simple());
     let record = String::from_utf8(bench.sim.read_file(&file).unwrap()).unwrap();
     bench.sim.replace_file(&file, record.replace(r#""merge":false"#, r#""merge":true"#).as_bytes()).unwrap();
     let mut bench = Bench::start(bench.sim);
     let Some(pool) = bench.pool("p") else { panic!("the pool does not run") };
     if pool.filesystems.values().all(|filesystem| !filesystem.merge_scheduled) {
-        // Set-up has carried the revert out: nothing is scheduled any more.
+        // The set-up has carried the revert out, so nothing is scheduled.
         assert_eq!(pool.filesystems.len(), 2);
         return;
     }
@@ -176,13 +176,13 @@ fn filesystems_of_a_scheduled_revert_are_not_destroyed() {
     assert_eq!(destroy(&mut bench, &["g"]).unwrap(), 1);
 }
 
-/// Found in review: the record of a destroyed filesystem that could not be removed kept the pool from being set up once
-/// there was another filesystem of its name.
+/// Found in review: if the record of a destroyed filesystem could not be removed, and a new
+/// filesystem took the name, the pool could not be set up.
 #[test]
 fn leftovers_of_a_destroyed_filesystem_block_nothing() {
     let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
-    // Both attempts at cleaning up, before and after the metadata volume is mounted again.
+    // Fail both attempts at removal, before and after the metadata volume is mounted again.
     for _ in 0..4 {
         bench.sim.faults().fail_next(CallKind::RemoveFile, "filesystems");
     }
@@ -209,7 +209,8 @@ fn a_leftover_in_use_keeps_no_pool_down() {
     let new = vec![NewFilesystem { name: name("h"), size: Some(GIB), size_limit: None }];
     let pool = scheduler.bench.id("p");
     scheduler.begin("create", ops::create_filesystems(pool, new));
-    // The thin device is there; its mkfs, which outlives the daemon, still has it open when the next one starts.
+    // The thin device exists. Its mkfs outlives the daemon, and still has the device open when the
+    // next daemon starts.
     scheduler.step();
     bench = scheduler.bench;
     let listed = bench.sim.dm_list().unwrap();

@@ -34,13 +34,14 @@ fn path(text: &str) -> &Path {
     Path::new(text)
 }
 
-/// Copies the start of a disk, which has all metadata, to a new one.
+/// Copies the start of a disk, which holds all its metadata, to a new disk.
 fn clone_disk(sim: &Sim, from: &str, to: &str) {
     sim.add_disk(path(to), TIB).unwrap();
     sim.put(path(to), 0, &sim.durable(path(from), 0..1 << 20)).unwrap();
 }
 
-/// Pool `p` on `/dev/m`, of which something has been written since it was cloned to the nodes `clones`. The machine is off.
+/// A machine that is off, with pool `p` on `/dev/m`. The pool has been written to since `/dev/m`
+/// was cloned to the nodes `clones`.
 fn with_stale_clones(clones: &[&str]) -> Sim {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("old", &["/dev/m"]).unwrap();
@@ -59,8 +60,8 @@ fn node(bench: &Bench, pool: &str) -> String {
     bench.pool(pool).unwrap().devices.values().next().unwrap().node.display().to_string()
 }
 
-/// The first of two devices with one identity was used: an old copy reverted the pool to an earlier
-/// state.
+/// Formerly the daemon used the first of two devices with one identity, so an old copy reverted the
+/// pool to an earlier state.
 #[test]
 fn an_older_clone_is_left_aside() {
     let (bench, said) = listen(|| Bench::start(with_stale_clones(&["/dev/a", "/dev/z"])));
@@ -70,7 +71,7 @@ fn an_older_clone_is_left_aside() {
     let left: Vec<_> = aside(&bench).into_iter().map(|device| device.path).collect();
     assert_eq!(left, [path("/dev/a"), path("/dev/z")]);
     assert!(said.contains("/dev/a") && said.contains("is left aside"), "{said}");
-    // Nothing is written to a clone.
+    // The daemon writes nothing to a clone.
     let clone = Bda::load(&bench.sim, path("/dev/a"), Repair::ReadOnly).unwrap().unwrap();
     assert!(
         String::from_utf8(clone.read_json(&bench.sim, path("/dev/a")).unwrap().unwrap()).unwrap().contains("\"old\"")
@@ -94,14 +95,15 @@ fn equal_clones_keep_their_pool_down() {
     let error = watched.bench.start_pool("p").unwrap_err().sentence();
     assert!(error.contains("/dev/a, /dev/clone"), "{error}");
     assert!(watched.bench.sim.leftovers().is_empty(), "nothing of it is brought up");
-    // The pool starts as soon as the devices can be told apart.
+    // The pool starts as soon as the identities are unique.
     watched.bench.sim.pull_disk(path("/dev/clone")).unwrap();
     watched.settle();
     assert_eq!(watched.bench.names(), ["p"]);
     assert_eq!(watched.bench.stopped().list(), []);
 }
 
-/// udev may lose the event. A device that has gone clashes with nothing, whatever was known of it.
+/// udev may lose the event. A device that has vanished clashes with nothing, even if the daemon
+/// still lists it.
 #[test]
 fn a_vanished_clone_clashes_no_more() {
     let sim = two_disks();
@@ -112,7 +114,7 @@ fn a_vanished_clone_clashes_no_more() {
     assert!(bench.start_pool("p").unwrap());
 }
 
-/// The next event of the original is enough.
+/// The next event of the original ends the clash.
 #[test]
 fn an_event_ends_a_clash_with_nothing() {
     let sim = two_disks();
@@ -126,7 +128,7 @@ fn an_event_ends_a_clash_with_nothing() {
     assert_eq!(bench.names(), ["p"]);
 }
 
-/// The same for one that was overwritten.
+/// As [`a_vanished_clone_clashes_no_more`], for a clone that was overwritten.
 #[test]
 fn a_clone_overwritten_without_event_clashes_no_more() {
     let sim = two_disks();
@@ -155,7 +157,7 @@ fn copies_with_other_headers_keep_the_pool_down() {
 fn a_device_in_use_wins_over_its_clone() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/m"]).unwrap();
-    // Even if the clone is newer.
+    // The device in use wins even if the clone is newer.
     for clone in ["/dev/a", "/dev/z"] {
         clone_disk(&bench.sim, "/dev/m", clone);
         disks::change(&bench.sim, clone, |json| json["name"] = "other".into());
@@ -181,7 +183,8 @@ fn a_clone_of_a_running_pool_is_reported() {
     assert_eq!(left[0].path, path("/dev/second"));
     assert_eq!(watched.bench.pool("p").unwrap().devices.len(), 1);
     assert_eq!(watched.bench.stopped().list(), []);
-    // When the pool is stopped, it cannot be told any more which is which, unless one has been written since.
+    // After a stop, only a newer stamp can tell the device from its clone. The stop itself writes
+    // one.
     watched.bench.stop_pool("p").unwrap();
     assert!(watched.bench.start_pool("p").unwrap(), "the stop has been written to the device of the pool");
     assert_eq!(node(&watched.bench, "p"), "/dev/m");
@@ -190,7 +193,8 @@ fn a_clone_of_a_running_pool_is_reported() {
     assert_eq!(aside(&watched.bench), []);
 }
 
-/// A cache that had been dropped while it was missing kept the pool down when it came back.
+/// Formerly a cache device that was missing when its cache was dropped kept the pool stopped after
+/// it came back.
 #[test]
 fn an_unnamed_device_is_left_aside() {
     let sim = two_disks();
@@ -205,7 +209,8 @@ fn an_unnamed_device_is_left_aside() {
     assert_eq!((left[0].path.as_path(), left[0].device.to_string()), (path("/dev/surplus"), surplus.to_owned()));
     assert!(said.contains("/dev/surplus") && said.contains("does not name it"), "{said}");
     bench.check_nothing_left("beside a device left over");
-    // Nor does it when it cannot be read, or when the pool is stopped and started.
+    // Nor does the device keep the pool stopped when it is unreadable, or when the pool is stopped
+    // and started.
     let mut bench = bench;
     sim.spoil(path("/dev/surplus"), 16..4096).unwrap();
     bench.stop_pool("p").unwrap();
@@ -215,7 +220,7 @@ fn an_unnamed_device_is_left_aside() {
 
 const STRANGER: &str = "99999999-9999-4999-8999-999999999999";
 
-/// A device of the pool that its own metadata, written at this time, does not name.
+/// Adds a device of the pool that its own metadata, written at this time, does not name.
 fn add_stranger(sim: &Sim, seconds: u64) {
     let json = disks::json_on(sim, "/dev/a").to_string();
     let pool = Bda::load(sim, path("/dev/a"), Repair::ReadOnly).unwrap().unwrap().header().pool;
@@ -263,7 +268,7 @@ fn a_holder_counts_before_the_disk_under_it() {
     };
     assert!(nodes(&bench).contains(&holder.path), "{:?}", nodes(&bench));
     assert_eq!(aside(&bench), [], "the disk under it is no other device");
-    // The same by events: the disk is seen before its holder.
+    // The same by events: udev reports the disk before its holder.
     bench.stop_pool("p").unwrap();
     sim.dm_remove("holder").unwrap();
     let mut watched = Watched::start(sim.clone());
@@ -273,7 +278,7 @@ fn a_holder_counts_before_the_disk_under_it() {
     let holder = sim.find_device(&sim.dm_node("holder")).unwrap();
     assert!(nodes(&watched.bench).contains(&holder.path), "{:?}", nodes(&watched.bench));
     assert_eq!(aside(&watched.bench), []);
-    // And without it the disk is there again.
+    // Without the holder, the disk itself is used again.
     watched.bench.stop_pool("p").unwrap();
     sim.dm_remove("holder").unwrap();
     watched.settle();
@@ -289,7 +294,7 @@ fn a_disk_is_recognized_under_another_node() {
     sim.replug_disk(path("/dev/b"), path("/dev/elsewhere")).unwrap();
     watched.settle();
     assert_eq!(watched.bench.names(), ["p"]);
-    // While it is stopped.
+    // The disk moves while the pool is stopped.
     watched.bench.stop_pool("p").unwrap();
     sim.pull_disk(path("/dev/elsewhere")).unwrap();
     sim.replug_disk(path("/dev/elsewhere"), path("/dev/third")).unwrap();
@@ -299,7 +304,8 @@ fn a_disk_is_recognized_under_another_node() {
     assert!(pool.devices.values().any(|device| device.node == path("/dev/third")), "{:?}", pool.devices);
 }
 
-/// Events of a device of a running pool were forgotten, and the pool could not be started again.
+/// Formerly the daemon ignored events of a device of a running pool, and the pool could not be
+/// started again.
 #[test]
 fn a_disk_moved_at_run_time_is_found() {
     let mut watched = Watched::start(two_disks());
@@ -312,7 +318,7 @@ fn a_disk_moved_at_run_time_is_found() {
     assert_eq!(watched.bench.names(), ["p"]);
     assert_eq!(aside(&watched.bench)[0].path, path("/dev/moved"));
     watched.bench.stop_pool("p").unwrap();
-    // On the disk itself, too.
+    // The stop is recorded on the moved disk, too.
     assert_eq!(disks::json_on(&sim, "/dev/moved")["started"], false);
     watched.settle();
     assert!(watched.bench.start_pool("p").unwrap());
@@ -321,7 +327,7 @@ fn a_disk_moved_at_run_time_is_found() {
     watched.bench.check_nothing_left("the disk moved");
 }
 
-/// No table names a disk without an allocation.
+/// No table names a disk that has no allocation.
 #[test]
 fn an_unused_disk_that_moved_stays_a_member() {
     let mut watched = Watched::start(two_disks());
@@ -337,7 +343,8 @@ fn an_unused_disk_that_moved_stays_a_member() {
     assert_eq!(disks::json_on(&sim, "/dev/moved")["name"], "renamed");
 }
 
-/// Two disks that had swapped their nodes were mistaken for each other: one pool was never found.
+/// Formerly two disks that had swapped their nodes were mistaken for each other, and one pool was
+/// never found.
 #[test]
 fn disks_that_change_nodes_are_not_confused() {
     let mut bench = Bench::start(Sim::builder().build());
@@ -349,12 +356,12 @@ fn disks_that_change_nodes_are_not_confused() {
     for disk in ["/dev/a", "/dev/b"] {
         sim.pull_disk(path(disk)).unwrap();
     }
-    // The disk of the pool that runs is dead; that of the other comes back under its node.
+    // The disk of the running pool is dead. The disk of the stopped pool comes back under its node.
     sim.replug_disk(path("/dev/b"), path("/dev/a")).unwrap();
     watched.settle();
     assert!(watched.bench.start_pool("q").unwrap());
     assert_eq!(node(&watched.bench, "q"), "/dev/a");
-    // Neither pool writes to the other's disk.
+    // Neither pool writes to the disk of the other.
     let before = sim.durable(path("/dev/a"), 0..1 << 20);
     assert!(watched.bench.run(ops::rename_pool(watched.bench.id("p"), name("other"))).is_err());
     assert_eq!(sim.durable(path("/dev/a"), 0..1 << 20), before);
@@ -374,7 +381,8 @@ fn a_pool_without_disks_is_stopped_and_forgotten() {
     assert_eq!(watched.bench.names(), Vec::<String>::new());
     assert_eq!(watched.bench.stopped().list(), [], "nothing is known of it");
     assert!(sim.leftovers().is_empty(), "{:?}", sim.leftovers());
-    // Back, the one under another node: stopped it stays, on record now, until it is started.
+    // Both disks come back, one of them under another node. The pool stays stopped, now as
+    // recorded, until a start.
     sim.replug_disk(path("/dev/a"), path("/dev/a")).unwrap();
     sim.replug_disk(path("/dev/b"), path("/dev/c")).unwrap();
     watched.settle();

@@ -32,10 +32,11 @@ use support::bench::{Bench, GIB, name};
 use crate::witness::Witness;
 
 const TIB: Sectors = Sectors(1 << 31);
-/// Longest wait for something that must happen.
+/// The longest wait for an event that must happen.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Devices of every unusable kind; pools `p` on `/dev/a` and `other` on `/dev/other`.
+/// A machine with devices of every unusable kind, and with pools `p` on `/dev/a` and `other` on
+/// `/dev/other`.
 fn machine() -> Bench {
     let sim = Sim::builder()
         .disk("/dev/good", TIB)
@@ -68,7 +69,7 @@ fn machine() -> Bench {
     let mut bench = Bench::start(sim);
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.create_pool("other", &["/dev/other"]).unwrap();
-    // A device whose signature is damaged in both places, as udev with an old entry still calls it.
+    // `/dev/torn` was in a pool that has been destroyed.
     bench.create_pool("gone", &["/dev/torn"]).unwrap();
     bench.run(ops::destroy_pool(bench.id("gone"))).unwrap();
     bench.sim.mount_user("/dev/mounted".as_ref(), "/mnt/mounted".as_ref()).unwrap();
@@ -83,7 +84,7 @@ fn add(bench: &mut Bench, devices: &[&str]) -> Result<usize> {
     bench.run(ops::add_data_devices(bench.id("p"), paths(devices))).map(|added| added.len())
 }
 
-/// What is refused both when a pool is created and when devices are added to one.
+/// Devices that are refused both for a new pool and as an addition to a pool.
 type Refusal = (&'static [&'static str], fn(&Error) -> bool);
 
 const REFUSED: &[Refusal] = &[
@@ -113,7 +114,7 @@ fn check_refused(refusal: &Refusal, what: &str, ask: fn(&mut Bench, &[&str]) -> 
     assert!(error.sentence().len() > 20, "{at}: {}", error.sentence());
     before.check_unchanged(&bench, &at);
     bench.check_nothing_left(&at);
-    // Nothing stays claimed: the good devices are still free.
+    // No claim is left: the good devices are still free.
     assert!(bench.create_pool("q", &["/dev/good"]).unwrap(), "{at}");
 }
 
@@ -133,7 +134,7 @@ fn bad_devices_are_refused_when_they_are_added() {
     for refusal in REFUSED {
         check_refused(refusal, "add", |bench, devices| add(bench, devices).map(drop));
     }
-    // The new devices agree with each other, but not with the pool.
+    // The new devices suit each other, but not the pool.
     let other: Refusal = (&["/dev/4k"], |e| matches!(e, SectorSizes(SectorError::OtherThanTier { .. })));
     check_refused(&other, "add", |bench, devices| add(bench, devices).map(drop));
     let mut bench = machine();
@@ -157,7 +158,7 @@ fn a_device_of_a_stopped_pool_is_owned() {
     let sim = bench.sim.clone();
     sim.cut_power();
     sim.power_on();
-    // Its other device is missing, so the pool does not run, but it is a pool.
+    // The other device of the pool is missing, so the pool is stopped. It still owns its device.
     let mut bench = Bench::start(sim);
     bench.create_pool("two", &["/dev/good", "/dev/torn"]).unwrap();
     bench.sim.cut_power();
@@ -200,15 +201,15 @@ fn impossible_integrity_settings_are_refused_before_any_write() {
     };
     check(IntegritySpec { journal_size: Sectors(1), ..good }, |e| matches!(e, Size(SizeError::Journal(_))));
     check(IntegritySpec { block_size: 1000, ..good }, |e| matches!(e, Size(SizeError::IntegrityBlock(1000))));
-    // Larger than the device.
+    // The journal is larger than the device.
     check(IntegritySpec { journal_size: Sectors(1 << 32), ..good }, |e| matches!(e, Allocation(_)));
-    // Leaves too little for a thin pool.
+    // The journal leaves too little space for a thin pool.
     check(IntegritySpec { journal_size: Sectors(2_112_837_624), tag_spec: TagSpec::B512, ..good }, |e| {
         matches!(e, Size(SizeError::TooSmall { .. }))
     });
 }
 
-/// Found in review: the reservation was checked only after the device had been written.
+/// Found in review: the space for reservations was checked only after the device had been written.
 #[test]
 fn a_device_without_room_is_refused_unwritten() {
     let mut bench = machine();
@@ -275,7 +276,7 @@ fn bad_filesystems_are_refused() {
     }
 }
 
-/// Found in review: sizes from 2^64 bytes up were multiplied beyond what 64 bits hold.
+/// Found in review: arithmetic on sizes of 2^64 bytes or more overflowed 64 bits.
 #[test]
 fn sizes_that_no_block_device_has_are_refused() {
     const TOO_LARGE: [u128; 5] = [1 << 63, (1 << 64) - 512, 1 << 64, (1 << 64) + (1 << 30), (1 << 73) - 512];
@@ -293,8 +294,8 @@ fn sizes_that_no_block_device_has_are_refused() {
     }
 }
 
-/// Found in review: the largest size that clients can send was refused as a limit, although such a
-/// limit is merely never reached.
+/// Found in review: the daemon refused the largest size that clients can send as a limit, although
+/// a filesystem merely never reaches such a limit.
 #[test]
 fn a_size_limit_may_exceed_any_device() {
     for bytes in [1 << 63, 1 << 64, 9_444_732_965_739_290_426_880] {
@@ -306,7 +307,7 @@ fn a_size_limit_may_exceed_any_device() {
         assert!(!bench.run(ops::set_size_limit(pool, f, Some(limit))).unwrap());
         let new = NewFilesystem { name: name("x"), size: Some(GIB), size_limit: Some(limit) };
         bench.run(ops::create_filesystems(pool, vec![new])).unwrap();
-        // It grows like a filesystem without a limit.
+        // The filesystem grows like one without a limit.
         bench.mount("p", "x");
         bench.sim.set_used("/mnt/x".as_ref(), Bytes(600 << 20)).unwrap();
         bench.run(ops::check_filesystems_now(pool)).unwrap();
@@ -423,7 +424,8 @@ fn user_info_of_old_pools_follows_name_rules() {
     }
 }
 
-/// Another program could take a disk between its check and the first write, and was overwritten.
+/// Formerly another program could take a disk between the check and the first write, and was
+/// overwritten.
 #[test]
 fn nobody_comes_between_the_look_and_the_write() {
     let sim = Sim::builder().record().build();

@@ -1,7 +1,8 @@
-//! Several requests under way at once in every order that a seed gives: none is stuck, nothing is left over, and the results
-//! and the state in the end are those of some order of the requests one after the other.
+//! Concurrent requests, interleaved in the order that a seed gives. No request is stuck, nothing is
+//! left over, and the results and the final state are those of some sequence of the requests.
 //!
-//! `INTERLEAVED_SEEDS` says how many seeds are tried, `INTERLEAVED_FROM` where to begin, to look at one.
+//! `INTERLEAVED_SEEDS` sets the number of seeds, and `INTERLEAVED_FROM` the first one, to examine a
+//! single seed.
 
 use std::sync::{
     Arc,
@@ -28,7 +29,7 @@ use support::{
     state::State,
 };
 
-/// A request that means the same on every machine prepared by [`prepared`].
+/// A request that means the same on every machine that [`prepared`] makes.
 #[derive(Debug, Clone)]
 enum Request {
     CreatePool(&'static str, &'static [&'static str]),
@@ -41,7 +42,7 @@ enum Request {
     Rename(&'static str, &'static str),
     Snapshot(&'static str, &'static str),
     Event(&'static str),
-    /// The disk of pool `r` is plugged in.
+    /// Plugs in the disk of pool `r`.
     Plug,
     Stop(&'static str),
     Start(&'static str),
@@ -49,7 +50,8 @@ enum Request {
     Check(&'static str),
 }
 
-/// Pool `p` with `f`, `g` and a snapshot `s` of `f`; pool `q` without filesystems; pool `r`, whose disk is not there.
+/// Pool `p` with `f`, `g` and a snapshot `s` of `f`; pool `q` without filesystems; pool `r`, whose
+/// disk is missing.
 fn prepared(seed: u64) -> Bench {
     let mut bench = Bench::start(Sim::builder().seed(seed).build());
     bench.create_pool("r", &["/dev/r"]).unwrap();
@@ -168,7 +170,8 @@ fn chain(bench: &Bench, request: &Request) -> Step<String> {
 type Outcome = (State, usize);
 
 fn outcome(bench: &Bench) -> Outcome {
-    // None are known on a machine that has just been prepared, and a change is told once.
+    // A prepared machine has no stopped pools that changed, and the engine reports a change only
+    // once.
     (State::of(bench), bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()))
 }
 
@@ -186,7 +189,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     shorter.iter().flat_map(|order| (0..count).rev().map(move |at| insert(order, at))).collect()
 }
 
-/// An order of the requests, one after the other, that gives these results and this state.
+/// A sequence of the requests that gives these results and this state.
 fn serial_order(seed: u64, requests: &[Request], results: &[String], state: &Outcome) -> Option<Vec<usize>> {
     orders(requests.len()).into_iter().find(|order| {
         let mut bench = prepared(seed);
@@ -233,7 +236,7 @@ fn check(seed: u64, count: usize, with_fault: bool) {
     bench.check_nothing_left(&at());
     let state = outcome(&bench);
 
-    // What the fault struck must be as if it had not been asked for.
+    // A request that the fault struck must have no effect.
     let struck = |result: &String| with_fault && ["error Platform", "error Bda"].contains(&result.as_str());
     let (counted, told): (Vec<Request>, Vec<String>) =
         requests.iter().cloned().zip(results.iter().cloned()).filter(|(_, result)| !struck(result)).unzip();
@@ -243,7 +246,8 @@ fn check(seed: u64, count: usize, with_fault: bool) {
     let bench = Bench::start(bench.sim);
     assert_eq!(outcome(&bench), state, "after a restart, {}", at());
     if state.1 == 0 {
-        // Of two pools of one name either may be the one that runs.
+        // This holds only without stopped pools: of two pools with one name, either may run after a
+        // reboot.
         support::disks::reboot(&bench.sim);
         let bench = Bench::start(bench.sim);
         assert_eq!(outcome(&bench), state, "after a reboot, {}", at());
@@ -270,7 +274,8 @@ fn a_failed_concurrent_request_leaves_no_trace() {
     }
 }
 
-/// All that can be asked at once, too much for all its orders to be tried: nobody is stuck and nothing is left over.
+/// Too many concurrent requests to try all their sequences. No request is stuck, and nothing is
+/// left over.
 #[test]
 fn a_crowd_of_requests_comes_to_its_end() {
     for seed in seeds(60) {
@@ -285,7 +290,8 @@ fn a_crowd_of_requests_comes_to_its_end() {
         scheduler.finish();
         let (bench, history) = (scheduler.bench, scheduler.history.join("\n"));
         bench.check_nothing_left(&format!("seed {seed}"));
-        // Of two pools of one name, the one that was refused when it came is set up by a restart if the other is stopped by then.
+        // Two pools may have one name. A restart sets up the pool that was refused before, if the
+        // other is stopped by then.
         let stopped = bench.stopped().list();
         let mut names: Vec<_> = stopped.iter().filter_map(|pool| pool.name.clone()).collect();
         names.extend(bench.pools.0.values().map(|pool| pool.name().clone()));
@@ -299,8 +305,8 @@ fn a_crowd_of_requests_comes_to_its_end() {
     }
 }
 
-/// Found in review: unfinished filesystems did not count, so any number of concurrent creations
-/// passed the limit.
+/// Found in review: the limit did not count unfinished filesystems, so concurrent creations could
+/// exceed it.
 #[test]
 fn filesystems_made_at_once_keep_the_limit() {
     for seed in 0..30 {
@@ -311,7 +317,7 @@ fn filesystems_made_at_once_keep_the_limit() {
         let pool = bench.id("p");
         let mut scheduler = Scheduler::new(bench, seed);
         if seed % 2 == 1 {
-            // The first to be formatted fails, and makes room for another.
+            // The first format fails, which makes room for another filesystem.
             scheduler.bench.sim.faults().fail_next(CallKind::Run(Program::MkfsXfs), "");
         }
         for text in ["h", "i", "j", "k"] {
@@ -330,7 +336,8 @@ fn filesystems_made_at_once_keep_the_limit() {
     }
 }
 
-/// Found in review: two renames of one pool could reach the table in another order than the disks.
+/// Found in review: two renames of one pool could reach the table of pools in another order than
+/// the disks.
 #[test]
 fn renames_at_once_leave_one_name() {
     for seed in 0..50 {
@@ -347,8 +354,7 @@ fn renames_at_once_leave_one_name() {
     }
 }
 
-/// Found by the history checker: a reply said that a pool was gone while clients were still shown
-/// it.
+/// Found by the history checker: a reply said that a pool was gone while the view still showed it.
 #[test]
 fn nobody_hears_of_an_unpublished_end() {
     let ends: [fn(PoolUuid) -> Step<String>; 2] = [

@@ -1,4 +1,4 @@
-//! Links below `/dev/stratis` are requested again when they are missing; udev changes some names.
+//! Missing links below `/dev/stratis` are requested again. udev changes some names.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ fn check(bench: &mut Bench) {
     bench.run(ops::check_all(pool, Depth::Whole, |_| ()));
 }
 
-/// Pool `p` with the filesystem `f`; its thin device.
+/// Pool `p` with the filesystem `f`, and the number of the thin device of `f`.
 fn one_filesystem() -> (Bench, DeviceNumber) {
     let mut bench = Bench::start(Sim::builder().record().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
@@ -43,7 +43,7 @@ fn announcements(sim: &Sim) -> usize {
     sim.trace().iter().filter(|step| step.call == CallKind::Announce).count()
 }
 
-/// A killed udev worker lost the link, and nobody requested it again before the next start.
+/// Formerly, when a udev worker was killed, the link stayed missing until the next start.
 #[test]
 fn a_check_asks_for_missing_links() {
     let (mut bench, number) = one_filesystem();
@@ -56,7 +56,8 @@ fn a_check_asks_for_missing_links() {
     assert_eq!(announcements(&bench.sim), before, "links that are there are not asked for");
 }
 
-/// A link that a `change` event had taken away was found by the next check, ten seconds later.
+/// Formerly, when a `change` event removed a link, only the next check requested it, up to ten
+/// seconds later.
 #[test]
 fn an_event_without_a_link_asks_for_it() {
     let event_of: [fn(&Sim, DeviceNumber); 2] = [Sim::coldplug, Sim::written_and_closed];
@@ -97,7 +98,7 @@ fn until_it_waits<T>(bench: &mut Bench, mut next: Step<T>) -> Step<T> {
     }
 }
 
-/// A device has events without a link while it is formatted and while udev has not answered yet.
+/// While a device is formatted, and until udev has answered, its events carry no link.
 #[test]
 fn an_event_requests_no_awaited_link() {
     let (mut bench, _) = one_filesystem();
@@ -119,7 +120,7 @@ fn an_event_requests_no_awaited_link() {
     assert_eq!(announcements(&bench.sim), before);
     bench.sim.release_links();
     assert_eq!(bench.run(waiting).unwrap().len(), 1);
-    // From now on the link counts as missing.
+    // From here on the link counts as missing.
     bench.sim.drop_link(Path::new("/dev/stratis/p/g"));
     bench.sim.written_and_closed(bench.sim.dm_find(&device).unwrap().unwrap().number);
     let event = events.next().unwrap().unwrap();
@@ -137,7 +138,7 @@ fn refused_links_are_requested_ever_less_often() {
         check(&mut bench);
     }
     assert_eq!(announcements(&bench.sim) - before, 6 + 3, "after 1, 2, 4 … 32 looks, then after each 64");
-    // And at once when udev makes links again and the link was lost anew.
+    // The link is requested at once when it is lost again after udev has made it.
     bench.sim.lose_links(0);
     for _ in 200..256 {
         check(&mut bench);
@@ -166,15 +167,15 @@ fn names_that_udev_changes_share_no_link() {
     assert!(said.contains("/dev/stratis/a\\x2cb/f") && said.contains("rename the pool"), "{said}");
 }
 
-/// A signature of another file system between the blocks that mkfs writes made blkid's result
-/// ambiguous.
+/// A signature of another file system, between the blocks that mkfs writes, made the result of
+/// blkid ambiguous.
 #[test]
 fn a_new_filesystem_has_no_old_signature() {
     const BLOCK: usize = 1 << 20;
     let sim = Sim::builder().build();
     let mut bench = Bench::start(sim.clone());
     bench.create_pool("p", &["/dev/a"]).unwrap();
-    // A disk that was used before: in the space of the pool, where no header lies.
+    // The disk was used before: fill the space of the pool, past all headers.
     let old = vec![0xa5; BLOCK];
     for block in 64..2048 {
         sim.put(Path::new("/dev/a"), block * BLOCK as u64, &old).unwrap();
@@ -188,7 +189,7 @@ fn a_new_filesystem_has_no_old_signature() {
         let left = read.chunks(512).filter(|sector| sector.iter().all(|byte| *byte == 0xa5)).count();
         assert_eq!(left, 0, "sectors of what the disk held before, from byte {at} on");
     }
-    // The test can fail: elsewhere what is new holds what was there.
+    // The test could fail: elsewhere a new filesystem exposes the former contents of the disk.
     sim.write(&node, &[WriteStep::At(8 * BLOCK as u64, &[1; 512])]).unwrap();
     assert_eq!(sim.read(&node, 8 * BLOCK as u64 + 512, 512).unwrap(), [0xa5; 512]);
 }

@@ -1,7 +1,7 @@
-//! The engine's operations on a simulated machine, chain by chain, without threads and locks: what
-//! they refuse, find and keep, and what happens when several are under way.
+//! The engine's operations on a simulated machine, run step by step without threads and locks: what
+//! they refuse, find and keep, and how they interleave.
 
-// A test that cannot go on says where; clippy knows only functions marked as tests.
+// Tests unwrap also in helper functions; clippy recognizes only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
 mod discovery;

@@ -1,5 +1,5 @@
-//! Pools that other daemons made: the worked examples of `docs/spec/engine/ondisk-metadata.md` §6.9 and 6.10, version 1, and
-//! metadata of older series.
+//! Pools that other daemons made: the worked examples of `docs/spec/engine/ondisk-metadata.md` §6.9
+//! and §6.10, version 1, and metadata of older series.
 
 use serde_json::{Value, json};
 use stratisd::{
@@ -37,7 +37,8 @@ pub fn worked_example() -> Sim {
     sim
 }
 
-/// A machine with the pool of §6.10 on `/dev/slow` and `/dev/fast`, found and running.
+/// A machine with the pool of §6.10 on `/dev/slow` and `/dev/fast`. The pool has been found and
+/// runs.
 pub fn with_cache() -> (Bench, String) {
     let sim = Sim::builder().disk("/dev/slow", TEN_GIB).disk("/dev/fast", Sectors(2_097_152)).build();
     let (pool, version) = (pool_uuid(), MetadataVersion::V1);
@@ -55,7 +56,8 @@ fn example(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// Every operation on a pool that is there with `disk` as its only data device. Ends with the pool destroyed.
+/// Runs every operation on a pool with `disk` as its only data device. Destroys the pool in the
+/// end.
 fn live_with(bench: &mut Bench, pool: &str, disk: &str) {
     assert_eq!(bench.create_filesystems(pool, &["f", "g"]).unwrap(), 2);
     bench.mount(pool, "f");
@@ -71,7 +73,7 @@ fn live_with(bench: &mut Bench, pool: &str, disk: &str) {
     let before = bench.pool("renamed").unwrap();
     assert_eq!(before.filesystems.len(), 3);
 
-    // A daemon that starts adopts it; one on a machine that was rebooted finds it.
+    // A new daemon adopts the pool; after a reboot, discovery finds it.
     let mut bench = Bench::start(bench.sim.clone());
     assert_eq!(bench.pool("renamed").unwrap(), before);
     disks::reboot(&bench.sim);
@@ -100,12 +102,12 @@ fn the_worked_example_of_version_2_runs() {
     let pool = bench.pool("p1").expect("the pool runs");
     assert_eq!((pool.uuid, pool.metadata_version, pool.has_cache), (pool_uuid(), 2, false));
     assert_eq!(pool.total, TEN_GIB);
-    // Everything but what is too little for another data block is allocated.
+    // All space is allocated except a rest that is too small for another data block.
     assert_eq!(pool.allocated, Sectors(8192 + 589_832 + 34_816 + 20_336_640));
     let device = pool.devices.values().next().unwrap();
     assert_eq!(device.hardware_info.as_deref(), Some("0x5000c500a1b2c3d4"));
     assert_eq!(device.initialized, 1_700_000_000);
-    // Nothing was to be written to start it.
+    // The start wrote nothing.
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), example(examples::POOL_V2));
 
     let table = |role: Role| bench.sim.dm_find(&role.name(pool_uuid())).unwrap().expect("it is up").table;
@@ -115,11 +117,11 @@ fn the_worked_example_of_version_2_runs() {
         panic!("not a thin pool: {:?}", table(Role::ThinPool));
     };
     assert_eq!(*length, Sectors(19_263_488));
-    // The kernel tells them in an order of its own.
+    // The kernel reports the features in its own order.
     let features: std::collections::BTreeSet<&str> = features.iter().map(String::as_str).collect();
     assert_eq!(features, ["no_discard_passdown", "skip_block_zeroing"].into());
 
-    // A pool of this daemon on the same kind of disk is laid out the same.
+    // A pool that this daemon creates on such a disk has the same layout.
     bench.sim.add_disk("/dev/b".as_ref(), TEN_GIB).unwrap();
     bench.create_pool("ours", &["/dev/b"]).unwrap();
     let ours = disks::json_on(&bench.sim, "/dev/b");
@@ -148,7 +150,7 @@ fn a_change_keeps_every_other_key() {
     let entry = &mut expected["backstore"]["data_tier"]["blockdev"]["devs"][0];
     entry.as_object_mut().unwrap().remove("user_info");
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), expected);
-    // Filesystems do not touch it.
+    // Filesystems do not change the pool metadata.
     bench.create_filesystems("q", &["f"]).unwrap();
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), expected);
 }

@@ -1,5 +1,5 @@
-//! Another daemon ran in between. It does not know this daemon's marks and journal, keeps or drops
-//! them, and what it made since is kept.
+//! Another daemon ran in between. It does not know this daemon's marks and journal, and keeps or
+//! drops them. What it has made must be kept.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::{
     witness::listen,
 };
 
-/// A daemon was killed when it had just decided that the pool is destroyed.
+/// A machine on which a daemon was killed right after it had recorded the destruction of the pool.
 fn condemned() -> Sim {
     let sim = two_disks();
     for disk in ["/dev/a", "/dev/b"] {
@@ -39,7 +39,7 @@ fn a_destruction_is_completed_when_nobody_came_between() {
     assert!(is_wiped(&bench.sim));
 }
 
-/// The pool was wiped although another daemon had started it and made a filesystem.
+/// Formerly the pool was wiped although another daemon had started it and made a filesystem.
 #[test]
 fn a_pool_started_since_its_destruction_is_kept() {
     for keeps_unknown_keys in [true, false] {
@@ -107,8 +107,8 @@ fn destruction(record: &Value) -> Value {
     json!({ "destroy": [{ "uuid": record["uuid"], "thin_id": record["thin_id"], "was": record }] })
 }
 
-/// A filesystem that was renamed, and so used, after the decision to destroy it was destroyed
-/// nevertheless.
+/// Formerly a filesystem was destroyed although it had been renamed, and so used, after the
+/// decision to destroy it.
 #[test]
 fn a_filesystem_changed_since_its_destruction_is_kept() {
     let changes: [fn(&mut Value); 3] = [
@@ -146,7 +146,8 @@ fn a_reassigned_thin_device_is_kept() {
     }
 }
 
-/// Another daemon gave the thin pool the space for integrity data; the pool did not start.
+/// Another daemon gave the space for integrity data to the thin pool. Formerly such a pool did not
+/// start.
 #[test]
 fn a_full_grown_device_keeps_no_pool_down() {
     let sim = two_disks();

@@ -1,5 +1,5 @@
-//! A daemon starts on a machine that kept running: it adopts what is active and cleans up what is
-//! half made.
+//! A daemon starts on a machine that kept running. It adopts active devices, and cleans up
+//! unfinished ones.
 
 use stratisd::{
     engine::{
@@ -24,7 +24,8 @@ fn a_running_stack_is_adopted_as_it_is() {
     let (bench, said) = listen(|| Bench::start(bench.sim));
     before.check_unchanged(&bench, &said);
     bench.check_nothing_left("after a restart");
-    // And by the next one, whose predecessor has unmounted its metadata volumes at its end.
+    // The next daemon adopts the stack too, after a predecessor that unmounted its metadata volumes
+    // at its end.
     for pool in ["p", "old"] {
         bench.sim.unmount(&format!(".mdv-{}", bench.id(pool).simple())).unwrap();
     }
@@ -86,7 +87,7 @@ fn a_device_of_another_table_is_not_touched() {
     let bench = Bench::with_two_filesystems();
     let pool = bench.id("p");
     let (f, table) = (dm_names::filesystem(pool, bench.filesystem("p", "f")), Role::ThinPool.name(pool));
-    // Another program has replaced the XFS.
+    // Another program has replaced the thin device.
     let other = dm_names::filesystem(pool, bench.filesystem("p", "g"));
     let other = bench.sim.dm_find(&other).unwrap().unwrap().table;
     bench.sim.dm_remove(&f).unwrap();
@@ -99,7 +100,8 @@ fn a_device_of_another_table_is_not_touched() {
     assert_eq!(bench.sim.dm_find(&f).unwrap().unwrap().table, other);
 }
 
-/// After a SIGKILL during a creation, the active devices of the new pool kept its disks busy.
+/// Formerly, after a SIGKILL during a creation, the active devices of the new pool kept its disks
+/// busy.
 #[test]
 fn disks_of_an_interrupted_creation_are_free() {
     let sim = Sim::builder().record().build();
@@ -111,7 +113,7 @@ fn disks_of_an_interrupted_creation_are_free() {
     for step in 0..steps {
         let mut bench = Bench::start(Sim::builder().record().build());
         bench.sim.faults().kill_at(start + step);
-        // Steps after the commit may fail silently.
+        // A failure after the commit point may be silent.
         let _ = bench.create_pool("p", &["/dev/a", "/dev/b"]);
         bench.sim.faults().clear();
         let at = format!("killed at step {step} of {steps}");
@@ -129,7 +131,7 @@ fn disks_of_an_interrupted_creation_are_free() {
     assert!(left > 0 && made > 0, "{left} creations were taken back, {made} were completed");
 }
 
-/// The chain ends between two of its steps, as by a kill while no step runs.
+/// The chain ends between two of its steps, as after a kill while no step runs.
 #[test]
 fn an_interrupted_creation_is_undone_or_completed() {
     for steps in 0.. {

@@ -1,4 +1,4 @@
-//! Snapshots of a machine and its pools, to be compared; and the engine's log messages.
+//! Snapshots of a machine and its pools, for comparison; and the engine's log messages.
 
 use std::{cell::RefCell, sync::Once};
 
@@ -11,7 +11,7 @@ use stratisd::{
 };
 use support::bench::Bench;
 
-/// Everything that a refused operation must not change.
+/// All state that a refused operation must not change.
 pub struct Witness {
     disks: Snapshot,
     devices: Vec<(String, Option<dm::Device>)>,
@@ -66,7 +66,8 @@ impl log::Log for Listener {
     fn flush(&self) {}
 }
 
-/// Runs a closure and returns what this thread logged meanwhile, one message per line.
+/// Runs a closure. Returns its result and the messages that this thread logged meanwhile, one per
+/// line.
 pub fn listen<T>(run: impl FnOnce() -> T) -> (T, String) {
     static LISTENER: Once = Once::new();
     LISTENER.call_once(|| {
