@@ -62,7 +62,7 @@ fn a_new_key_replaces_the_old() {
     }
 }
 
-/// The view shows a changed binding at once, and the former keyslot is gone.
+/// The view shows a changed binding at once, and the old keyslot is gone.
 #[test]
 fn a_replaced_key_serves_all_later_operations() {
     for version in VERSIONS {
@@ -85,8 +85,8 @@ fn a_replaced_key_serves_all_later_operations() {
     }
 }
 
-/// The pool metadata says how a stopped pool is unlocked. If a change is interrupted between the
-/// metadata and the LUKS2 header, the next set-up makes them agree.
+/// The pool metadata says how to unlock a stopped pool. If a change is interrupted between the
+/// write of the pool metadata and that of the LUKS2 header, the next set-up makes them agree.
 #[test]
 fn the_recorded_bindings_survive_kills() {
     let unbind = |bench: &mut Bench, kind: Kind| {
@@ -118,7 +118,7 @@ fn the_recorded_bindings_survive_kills() {
     assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
 }
 
-/// Found in review: undoing an unbind that could not be recorded needed the key of the removed
+/// Found in review: if an unbind could not be recorded, its undo needed the key of the removed
 /// binding.
 #[test]
 fn a_failed_unbind_needs_no_removed_key() {
@@ -156,8 +156,9 @@ fn a_failed_unbind_needs_no_removed_key() {
     }
 }
 
-/// Found in review: the former passphrase was removed from the devices that had the new one
-/// although others did not have it yet. Nothing unlocked all devices any more.
+/// Found in review: a failed rebind removed the old passphrase from the devices that had the new
+/// one, while other devices did not have the new one yet. After that no passphrase unlocked all
+/// devices.
 #[test]
 fn a_failed_rebind_locks_nobody_out() {
     for version in VERSIONS {

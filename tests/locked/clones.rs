@@ -1,5 +1,5 @@
-//! LUKS devices with the same identity, and LUKS devices that belong to no pool: nothing in them
-//! can be read before they are unlocked.
+//! LUKS devices with the same identity, and LUKS devices that belong to no pool. Their contents
+//! cannot be read before they are unlocked.
 
 use std::path::Path;
 
@@ -21,12 +21,12 @@ fn pool() -> Bench {
     bench
 }
 
-/// The number of devices that claim to belong to a pool that does not use them.
+/// The number of devices left aside: they claim to belong to a pool that does not use them.
 fn left_aside(bench: &Bench) -> usize {
     bench.stopped().left_aside.values().map(|devices| devices.len()).sum()
 }
 
-/// Copies the headers and the metadata of a disk.
+/// Copies the headers and the metadata of a disk to a new disk.
 fn clone_disk(sim: &Sim, from: &str, to: &str) {
     sim.add_disk(Path::new(to), sim.geometry(Path::new(from)).unwrap().size).unwrap();
     for mebibyte in 0..20_u64 {
@@ -64,8 +64,8 @@ fn the_luks_device_that_is_open_is_the_pools() {
     bench.check_nothing_left("beside clones");
 }
 
-/// The LUKS device of a dropped cache, with another key than the pool has by now, kept the pool
-/// down.
+/// Formerly the LUKS device of a dropped cache, with a key that the pool no longer has, kept the
+/// pool stopped.
 #[test]
 fn a_foreign_luks_device_keeps_no_pool_down() {
     let mut bench = pool();
@@ -75,7 +75,7 @@ fn a_foreign_luks_device_keeps_no_pool_down() {
     bench.stop_pool("p").unwrap();
     bench.stop_pool("q").unwrap();
     unset_key(&mut bench, "other");
-    // A leftover whose token names `p`.
+    // Make a leftover: its token names `p`.
     let disk = Path::new("/dev/c");
     let header = bench.sim.header(disk).unwrap();
     let (number, mut token) = header.tokens.into_iter().find(|(_, token)| token.get("pool_uuid").is_some()).unwrap();

@@ -1,4 +1,4 @@
-//! Encrypted pools are destroyed: no device of them stays active, and their disks can be used
+//! Destruction of encrypted pools: no device of the pool stays active, and its disks are free
 //! again.
 
 use stratisd::{
@@ -15,7 +15,7 @@ use support::{
     keys::{by_key, create, machine},
 };
 
-/// More than the number of attempts.
+/// More than the number of attempts to remove a device.
 const FOR_LONG: u32 = 1000;
 
 fn create_another(bench: &mut Bench) -> bool {

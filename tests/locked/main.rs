@@ -1,7 +1,7 @@
-//! Encrypted pools are created, unlocked, bound, stopped and started on the simulated machine,
-//! chain by chain.
+//! Encrypted pools on the simulated machine, run step by step: they are created, unlocked, bound,
+//! stopped and started.
 
-// A test that cannot go on says where; clippy knows only functions marked as tests.
+// Tests unwrap also in helper functions; clippy recognizes only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
 mod bindings;

@@ -1,5 +1,5 @@
-//! Re-encryption jobs: all data of a running pool is encrypted, re-encrypted or decrypted, and
-//! nobody who uses the pool notices.
+//! Re-encryption jobs: all data of a running pool is encrypted, re-encrypted or decrypted while the
+//! pool stays in use.
 
 use stratisd::{
     base::units::Sectors,
@@ -123,8 +123,8 @@ fn cap(bench: &Bench) -> String {
     stratisd::engine::dm_names::Role::Cache.name(bench.id("p"))
 }
 
-/// A partial save of the pool metadata covers ten devices. A device of the pool with another state
-/// would do harm here.
+/// A partial save of the pool metadata covers only ten devices. Here a device with an older state
+/// would do harm.
 #[test]
 fn every_device_records_whether_it_is_encrypted() {
     let paths: Vec<String> = (10..34).map(|number| format!("/dev/d{number}")).collect();
@@ -143,7 +143,8 @@ fn every_device_records_whether_it_is_encrypted() {
     assert_eq!(recorded(&bench), clear);
 }
 
-/// The pool grows during the job without a write of its record per growth, which needs space that is taken in advance.
+/// The pool grows during the job without recording each growth. For that, the job allocates space
+/// in advance.
 #[test]
 fn an_encryption_takes_fifty_gib_in_advance() {
     let sim =
@@ -159,7 +160,7 @@ fn an_encryption_takes_fifty_gib_in_advance() {
     assert!(taken >= 50 * GIB.0, "{taken} sectors, {json}");
 }
 
-/// A larger sector could be torn by a power cut where filesystems rely on a whole one.
+/// A power cut could tear a larger sector where filesystems rely on an atomic smaller one.
 #[test]
 fn encryption_uses_the_smallest_sector_of_the_pool() {
     let sim = Sim::builder().physical(4096).build();
@@ -171,7 +172,7 @@ fn encryption_uses_the_smallest_sector_of_the_pool() {
     assert_eq!(header.sector_size, 512, "{header:?}");
 }
 
-/// A running pool may lack its volume key after the daemon has been started again.
+/// After a restart of the daemon, a running pool may lack its volume key.
 #[test]
 fn a_job_without_the_volume_key_is_refused() {
     let mut bench = machine();

@@ -1,5 +1,5 @@
-//! Encrypted pools are started and stopped: by each unlock method, with wrong and missing keys,
-//! after a restart of the daemon and of the machine.
+//! Encrypted pools are started and stopped: by each unlock method, with wrong and missing keys, and
+//! after a restart of the daemon or of the machine.
 
 use std::path::Path;
 
@@ -104,7 +104,7 @@ fn a_wrong_key_spoils_no_right_key() {
         assert!(error.sentence().contains('k'), "{}", error.sentence());
         assert!(start(&mut bench, "p", Some(UnlockMethod::Token(9)), None).is_err());
         assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
-        // Whatever works, works.
+        // Any method that works suffices.
         assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
         assert_eq!(mark(&bench), 7);
     }
@@ -154,8 +154,8 @@ fn a_destroyed_pool_opens_no_more() {
     }
 }
 
-/// Found in review: the search for the volume key of an adopted pool held the pool's lock, and its
-/// caller waited. The bench fails if anything slow runs under a lock.
+/// Found in review: the search for the volume key of an adopted pool ran under the pool's lock, and
+/// its caller waited for it. The bench fails if a slow step runs under a lock.
 #[test]
 fn a_refresh_finds_the_volume_key() {
     for by in ["a key", "Clevis"] {
@@ -167,7 +167,7 @@ fn a_refresh_finds_the_volume_key() {
         let mut bench = Bench::start(bench.sim);
         bench.run(ops::refresh()).unwrap();
         assert!(!bench.pool("p").unwrap().volume_key_loaded, "{by}: nothing opens it");
-        // Another program has unlocked it.
+        // Set the key, as another program may.
         bench.sim.key_set("stratis-1-key-k", &secret("secret of k")).unwrap();
         bench.sim.set_all_tang(None);
         bench.run(ops::refresh()).unwrap();
@@ -177,9 +177,9 @@ fn a_refresh_finds_the_volume_key() {
 }
 
 /// Found by kills at every step: the daemon was killed while it made the thin pool of a pool
-/// without its cache. A start with the cache moved the pool to the cache and suspended a thin pool
-/// that had no table yet; the kernel does not resume such a device. Active devices stay active at
-/// the next start of the daemon if somebody has closed a LUKS device meanwhile.
+/// without its cache. A start with the cache then moved the pool to the cache and suspended a thin
+/// pool that had no table yet; the kernel does not resume such a device. The next start of the
+/// daemon leaves active devices active if a LUKS device has been closed meanwhile.
 #[test]
 fn an_interrupted_cacheless_start_may_use_the_cache() {
     let stopped = || {
@@ -224,8 +224,8 @@ fn an_interrupted_cacheless_start_may_use_the_cache() {
     assert!(bare > 0, "the thin pool never had no table");
 }
 
-/// The LUKS devices of a cache were closed before the metadata dropped the cache, so they could not
-/// be marked as dropped.
+/// Formerly the LUKS devices of a cache were closed before the pool metadata dropped the cache, so
+/// they could not be marked as dropped.
 #[test]
 fn cache_devices_stay_open_until_dropped_on_record() {
     let mut bench = machine();
@@ -236,7 +236,7 @@ fn cache_devices_stay_open_until_dropped_on_record() {
     bench.stop_pool("p").unwrap();
     bench.sim.faults().cut_power_at_next(CallKind::DmRemove, &dm_names::opened_device(cache));
     let without = ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::any(), CacheTier::Drop);
-    // Whatever the result, the metadata has been written.
+    // Whatever the result, the pool metadata has been written.
     drop(bench.run(without));
     assert!(bench.sim.dm_list().is_err(), "the power is off");
     let mut bench = bench.reboot();

@@ -1,5 +1,5 @@
-//! Bindings change while other requests rely on them: in every order that a seed gives, the outcome
-//! is that of some sequence.
+//! Bindings change while other requests rely on them. In every order that a seed gives, the outcome
+//! is that of some sequence of the requests.
 
 use std::{
     path::{Path, PathBuf},
@@ -27,7 +27,7 @@ use support::{
 
 const URL: &str = "http://tang";
 
-/// Keys and pins of the pool, as expected after a change.
+/// The key descriptions and the number of Clevis bindings that the pool has after a change.
 type Opens = (&'static [&'static str], usize);
 
 struct Change {
@@ -70,7 +70,7 @@ const CHANGES: [Change; 5] = [
     },
 ];
 
-/// Otherwise the new device would have another passphrase than the others.
+/// Otherwise the new device would get another passphrase than the other devices.
 #[test]
 fn no_device_is_added_with_another_key() {
     let mut bench = machine();
@@ -84,7 +84,7 @@ fn no_device_is_added_with_another_key() {
     assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
 }
 
-/// A closed LUKS device has the name of its pool in its token only.
+/// On a closed LUKS device, only the token has the name of the pool.
 #[test]
 fn a_closed_renamed_pool_shows_its_new_name() {
     let mut bench = machine();
@@ -98,7 +98,7 @@ fn a_closed_renamed_pool_shows_its_new_name() {
     assert!(start(&mut bench, "q", Some(UnlockMethod::Any), None).unwrap());
 }
 
-/// Each device of a version 1 pool has its own LUKS2 header: an added device must end with the
+/// Each device of a version 1 pool has its own LUKS2 header. An added device must end up with the
 /// bindings of the others.
 #[test]
 fn added_devices_get_the_final_bindings() {
@@ -142,7 +142,7 @@ fn added_devices_get_the_final_bindings() {
     }
 }
 
-/// Runs a chain; each part of a parallel step gets its own thread.
+/// Runs a chain. Each part of a parallel step gets its own thread.
 fn run_at_once<T>(bench: &mut Bench, mut next: Step<T>) -> T {
     loop {
         next = match next {
@@ -166,8 +166,8 @@ fn run_at_once<T>(bench: &mut Bench, mut next: Step<T>) -> T {
     }
 }
 
-/// The devices were formatted one after the other, with a second or more of key derivation for each
-/// of two hundred.
+/// Formerly the devices were formatted one after the other. With two hundred devices, key
+/// derivation took a second or more for each.
 #[test]
 fn luks_devices_are_made_side_by_side() {
     const HANG: Duration = Duration::from_secs(60);

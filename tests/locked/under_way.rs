@@ -1,4 +1,4 @@
-//! During a re-encryption job: what other requests may do, and how the job is interrupted, fails
+//! Re-encryption jobs under way: what other requests may do, and how a job is interrupted, fails
 //! and resumes.
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
@@ -31,7 +31,7 @@ const V1: MetadataVersion = MetadataVersion::V1;
 const V2: MetadataVersion = MetadataVersion::V2;
 const URL: &str = "http://tang";
 const SMALL: &str = "/dev/small";
-/// Longest wait for a thread to run.
+/// The longest wait for a thread to reach a point.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Every job, and the metadata version of its pool.
@@ -66,7 +66,7 @@ fn ask(bench: &Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     }
 }
 
-/// Runs the chain up to a matching step and returns the rest.
+/// Runs the chain up to the first matching step, and returns the rest.
 fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step<T>> {
     if is_meant(&next) {
         return Step::Done(next);
@@ -88,7 +88,7 @@ fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step
     }
 }
 
-/// A job up to its slow step.
+/// Runs a job up to its background step.
 fn begun(bench: &mut Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     let asked = ask(bench, work);
     let rest = bench.run(until(asked, |next| matches!(next, Step::Background(_))));
@@ -103,7 +103,7 @@ fn waiting<T: 'static>(bench: &mut Bench, asked: Step<T>) -> Step<T> {
     *rest
 }
 
-/// The slow step of the job, without what follows.
+/// Runs the background step of the job, and returns the rest.
 fn long<T>(engine: &Engine, next: Step<T>) -> Step<T> {
     let Step::Background(step) = next else { panic!("it is a step that takes hours") };
     step(engine)
@@ -141,14 +141,14 @@ fn is_done(bench: &Bench, work: ReencryptionMode) -> bool {
 }
 
 /// Found in review: events of devices that claim to belong to the pool waited for the end of the
-/// job. None may wait, or no event would be handled for hours. (A chain that waits makes the bench
-/// panic.)
+/// job. No event may wait, or events would not be handled for hours. (The bench panics when a chain
+/// waits.)
 #[test]
 fn device_events_do_not_wait_for_a_job() {
     for (work, version) in WORKS {
         let mut bench = pool(Sim::builder().build(), work, version);
         let at = format!("{work:?} {version:?}");
-        // A device that claims to belong to the pool and was never added.
+        // A device that claims to belong to the pool but was never added.
         let copy = bench.sim.durable(Path::new(SMALL), 0..20 << 20);
         let rest = begun(&mut bench, work);
         bench.sim.add_disk(Path::new("/dev/clone"), Sectors(4 * GIB.0)).unwrap();
@@ -171,7 +171,7 @@ fn device_events_do_not_wait_for_a_job() {
     }
 }
 
-/// A grown or added device can be used with the new volume key.
+/// Growing or adding a device needs the new volume key.
 #[test]
 fn a_reencrypted_pool_takes_devices_and_grows() {
     for version in [V1, V2] {
@@ -199,7 +199,8 @@ fn a_reencrypted_pool_takes_devices_and_grows() {
     }
 }
 
-/// An opened LUKS device that is larger than its record says might be used past the end that the record knows.
+/// The pool might use a LUKS device past the end on record if it is opened with a larger size than
+/// recorded.
 #[test]
 fn an_unrecorded_growth_is_taken_back() {
     let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V1);
@@ -249,7 +250,7 @@ fn requests_during_a_job_are_refused_at_once() {
         }
         let renamed = bench.run(ops::rename_pool(bench.id("p"), name("q")));
         match version {
-            // The name stands in the headers.
+            // In version 1 the LUKS2 headers hold the name of the pool.
             V1 => assert!(matches!(renamed, Err(Error::AtWork { .. })), "{renamed:?}"),
             V2 => assert!(bench.run(ops::rename_pool(bench.id("q"), name("p"))).unwrap()),
         }
@@ -261,7 +262,7 @@ fn requests_during_a_job_are_refused_at_once() {
                 ("bind" | "unbind" | "rebind", ReencryptionMode::Decrypt, _) => {
                     matches!(done, Err(Error::NothingToOpen { .. }))
                 }
-                // No other device can replace it.
+                // In version 1 a second Clevis binding may be refused.
                 ("bind", _, V1) => true,
                 _ => done.is_ok(),
             };
@@ -270,8 +271,8 @@ fn requests_during_a_job_are_refused_at_once() {
     }
 }
 
-/// A stop at this moment finds the pool as it was, and so does the next start. An encryption has
-/// formatted its LUKS device already and resumes.
+/// A stop at this moment leaves the pool as it was, and the next start finds it so. Only an
+/// encryption, which has already formatted its LUKS device, resumes.
 #[test]
 fn a_work_can_be_interrupted_before_it_begins() {
     for (work, version) in WORKS {
@@ -307,7 +308,7 @@ fn a_work_can_be_interrupted_before_it_begins() {
     }
 }
 
-/// A job stopped between two devices, where another request wants the pool to itself. Returns the
+/// Stops a job between two devices because another request needs the pool exclusively. Returns the
 /// rest of both.
 fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Step<T>) -> (Step<T>, Step<Result<bool>>) {
     let devices: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
@@ -325,8 +326,8 @@ fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Step<T>) -> 
     })
 }
 
-/// Found in review: the error said that nothing had changed although one of two devices had its new
-/// volume key already.
+/// Found in review: the error said that nothing had changed, although one of two devices already
+/// had its new volume key.
 #[test]
 fn a_job_interrupted_between_devices_has_begun() {
     for by in ["a stop", "a new look"] {
@@ -367,7 +368,7 @@ fn luks_devices(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathB
     }
 }
 
-/// The keyslots of each LUKS device; none where there is no LUKS device yet.
+/// The keyslots of each LUKS device, empty for a device without a LUKS2 header.
 fn keyslots(bench: &Bench, version: MetadataVersion) -> Vec<BTreeSet<u32>> {
     let header = |path: std::path::PathBuf| bench.sim.header(&path);
     luks_devices(bench, version)
@@ -376,7 +377,7 @@ fn keyslots(bench: &Bench, version: MetadataVersion) -> Vec<BTreeSet<u32>> {
         .collect()
 }
 
-/// A job interrupted in its first hot zone: data has changed, and no byte counts as done.
+/// A job interrupted in its first hot zone: data has changed, but no byte counts as done.
 #[test]
 fn a_job_killed_in_its_first_part_resumes() {
     for (work, version) in WORKS {
@@ -396,13 +397,14 @@ fn a_job_killed_in_its_first_part_resumes() {
         });
         let at = format!("{work:?} {version:?}");
         let (bench, before) = found.unwrap_or_else(|| panic!("{at}: no step leaves the first part hot"));
-        // By a daemon that finds it unlocked, and by one that must unlock it.
+        // A daemon that finds the pool unlocked completes the job. A later start must unlock
+        // the pool.
         let disks = bench.sim.clone();
         let mut bench = Bench::start(disks);
         assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().reencryption);
         assert!(bench.pool("p").unwrap().reencryption.is_none(), "{at}");
         if work == ReencryptionMode::Reencrypt {
-            // On each device, also on those that the killed daemon had only prepared.
+            // Each device has new keyslots, even one that the killed daemon had only prepared.
             for (before, now) in before.iter().zip(keyslots(&bench, version)) {
                 assert!(!now.is_empty() && now.is_disjoint(before), "{at}: {before:?} {now:?}");
             }
@@ -416,7 +418,7 @@ fn a_job_killed_in_its_first_part_resumes() {
     }
 }
 
-/// A daemon was killed during a job, and the next one has no key for it.
+/// A daemon was killed during a job, and the next daemon has no key to resume it.
 fn halted(work: ReencryptionMode, version: MetadataVersion) -> Bench {
     let mut bench = pool(Sim::builder().build(), work, version);
     let rest = begun(&mut bench, work);
@@ -428,7 +430,7 @@ fn halted(work: ReencryptionMode, version: MetadataVersion) -> Bench {
     Bench::start(bench.sim)
 }
 
-/// Found in review: the pool was shown as being re-encrypted although no job was running any more.
+/// Found in review: the pool was shown as being re-encrypted although its job no longer ran.
 #[test]
 fn a_job_without_its_key_waits_and_resumes() {
     for (work, version) in WORKS {
@@ -456,7 +458,7 @@ fn a_job_without_its_key_waits_and_resumes() {
     }
 }
 
-/// A refresh also retries jobs that were given up.
+/// A refresh also retries jobs that the daemon has given up.
 #[test]
 fn a_refresh_retries_a_job_given_up() {
     for (work, version) in WORKS {
@@ -495,7 +497,7 @@ fn a_job_that_panicked_resumes_on_request() {
     let engine = &bench.engine;
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(long(engine, rest))));
     assert!(panicked.is_err());
-    // As the dispatcher does after every step.
+    // The dispatcher does this after every step.
     bench.run(Step::<()>::Done(()));
     let request = ops::unbind(bench.id("p"), Kind::Clevis, SlotRequest::Legacy);
     let error = bench.run(request).unwrap_err();
@@ -506,7 +508,7 @@ fn a_job_that_panicked_resumes_on_request() {
     assert_eq!(shown(&bench, "p").keys, [(1, "k".to_owned())]);
 }
 
-/// Resuming the job that is there would do something else than the caller has asked for.
+/// Resuming the unfinished job would do something else than the caller requested.
 #[test]
 fn another_job_is_refused_while_one_is_unfinished() {
     let mut bench = halted(ReencryptionMode::Reencrypt, V2);
