@@ -1,4 +1,4 @@
-//! Caches are initialized, extended and refused.
+//! Initializing and extending caches, and what is refused.
 
 use std::path::Path;
 
@@ -77,7 +77,7 @@ fn a_cache_is_begun_and_made_larger() {
         assert!(length(&bench, Role::CacheSub) > blocks);
         let mut bench = bench.reboot();
         check_cached(&bench, 2);
-        // The pool grows under its cache.
+        // The pool can grow under its cache.
         assert_eq!(bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/more".into()])).unwrap().len(), 1);
         let origin = length(&bench, Role::OriginSub);
         assert_eq!(length(&bench, Role::Cache), origin);
@@ -138,15 +138,15 @@ fn unsuitable_cache_devices_are_refused_unchanged() {
         }
         bench.check_nothing_left("after a refusal");
     }
-    // With the present cache, more than the maximum size.
+    // Together with the present cache, this exceeds the maximum size.
     init(&mut bench, &["/dev/fast"]).unwrap();
     let error = add(&mut bench, &["/dev/huge"]).unwrap_err();
     assert!(matches!(error, Error::Size(_)), "{error:?}");
     check_cached(&bench, 1);
 }
 
-/// Each check tried the larger cache, which the kernel refused, and the record named devices that
-/// no table could use.
+/// Formerly each check tried the larger cache again, which the kernel refused, and the pool
+/// metadata named devices that no table could use.
 #[test]
 fn an_extension_refused_by_the_kernel_is_undone() {
     for version in VERSIONS {
@@ -174,7 +174,7 @@ fn an_extension_refused_by_the_kernel_is_undone() {
     }
 }
 
-/// The devices stay in the pool, as recorded, and the next check uses them.
+/// If the undo fails, the devices stay in the pool, as recorded, and the next check uses them.
 #[test]
 fn the_check_completes_a_stuck_extension() {
     let prepare = || {

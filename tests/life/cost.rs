@@ -1,5 +1,5 @@
-//! The cost of requests on large pools: reads, looks at the mount table and waits for disks.
-//! Counted, not timed.
+//! The cost of requests on large pools: reads, reads of the mount table, and waits for disks. The
+//! tests count steps and measure no time.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use stratisd::{
 };
 use support::bench::Bench;
 
-/// Disks of a large pool.
+/// The number of disks of a large pool.
 const DISKS: usize = 200;
 
 fn disks(count: usize) -> Vec<String> {
@@ -32,13 +32,13 @@ fn thirty_filesystems() -> Bench {
     bench
 }
 
-/// How many steps of a kind were taken since step `from`.
+/// The number of steps of one kind since step `from`.
 fn count(bench: &Bench, from: u64, call: CallKind) -> usize {
     let from = usize::try_from(from).unwrap();
     bench.sim.trace()[from..].iter().filter(|step| step.call == call).count()
 }
 
-/// Destroying one of 1,000 filesystems read all 1,003 record files, with the pool locked.
+/// Formerly destroying one of 1,000 filesystems read all 1,003 record files, with the pool locked.
 #[test]
 fn destroying_a_filesystem_reads_no_other_record() {
     let mut bench = thirty_filesystems();
@@ -49,7 +49,7 @@ fn destroying_a_filesystem_reads_no_other_record() {
     bench.check_nothing_left("after the destruction");
 }
 
-/// Each destroyed filesystem cost a read of the mount table, with the pool locked.
+/// Formerly each destroyed filesystem cost one read of the mount table, with the pool locked.
 #[test]
 fn stop_and_destroy_read_the_mounts_once() {
     let mut bench = thirty_filesystems();
@@ -63,7 +63,8 @@ fn stop_and_destroy_read_the_mounts_once() {
     assert_eq!(count(&bench, from, CallKind::MountPoints), 1);
 }
 
-/// Adding a device to 202 others waited for 609 flushes, one after the other, with the pool locked.
+/// Formerly adding a device to 202 others waited for 609 flushes, one after the other, with the
+/// pool locked.
 #[test]
 fn adding_a_device_flushes_one_device() {
     let (mut large, mut small) = (pool_of(DISKS), pool_of(1));
@@ -72,7 +73,7 @@ fn adding_a_device_flushes_one_device() {
         bench.run(ops::add_data_devices(bench.id("p"), vec![PathBuf::from("/dev/more")])).unwrap();
         bench.sim.flush_waits() - before
     };
-    // The small pool has also grown its thin pool, which is one more write of the pool metadata.
+    // The small pool has also grown its thin pool, which writes the pool metadata once more.
     assert!(add(&mut large) <= add(&mut small));
 }
 

@@ -9,7 +9,7 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB, name};
 
-/// Large enough for all of a new pool on the first device.
+/// Large enough for a new pool to fit on the first device.
 const SIZE: Sectors = Sectors(100 * GIB.0);
 
 fn machine() -> Bench {
@@ -31,7 +31,7 @@ fn grow(bench: &mut Bench, path: &str) -> Result<bool> {
     bench.run(ops::grow_device(bench.id("p"), device))
 }
 
-/// Recorded size of a device in GiB, and its new size.
+/// The recorded size of a device in GiB, and its new size.
 fn sizes(bench: &Bench, path: &str) -> (u64, Option<u64>) {
     let pool = bench.pool("p").unwrap();
     let device = &pool.devices[&bench.device("p", path)];
@@ -68,7 +68,7 @@ fn a_device_that_shrank_into_data_is_refused() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 3);
 }
 
-/// The pool ignores later changes of that device.
+/// The pool ignores later changes of a device that has become another pool's.
 #[test]
 fn a_device_of_another_pool_is_no_member() {
     let mut bench = machine();
@@ -95,7 +95,7 @@ fn a_smaller_size_is_shown_and_never_used() {
     assert!(error.sentence().contains("/dev/c"), "{}", error.sentence());
     assert_eq!(before.differences(&bench.sim.snapshot()), []);
     assert_eq!(sizes(&bench, "/dev/c"), (100, Some(90)));
-    // The device comes back intact.
+    // The device returns to its full size.
     bench.sim.resize_disk(Path::new("/dev/c"), SIZE).unwrap();
     event(&mut bench, DeviceAction::Change, "/dev/c");
     assert_eq!(sizes(&bench, "/dev/c"), (100, None));
@@ -114,7 +114,7 @@ fn operations_without_the_vanished_device_still_work() {
     let error = bench.start_pool("p").unwrap_err();
     assert!(matches!(&error, Error::DevicesMissing { missing, .. } if missing.len() == 1), "{error:?}");
     assert!(!bench.stopped_pool("p").unwrap().partial);
-    // The device comes back with older metadata than the other has.
+    // The device comes back with older pool metadata than the other device has.
     bench.sim.add_disk(Path::new("/dev/c"), SIZE).unwrap();
     event(&mut bench, DeviceAction::Add, "/dev/c");
     assert!(bench.start_pool("p").unwrap());
@@ -149,7 +149,7 @@ fn changes_fail_with_a_reason_without_devices() {
 }
 
 /// Found in review: if the machine listed a clone before the device, a restarted daemon took the
-/// running pool for one on other devices and left it out.
+/// running pool for one on other devices, and did not adopt it.
 #[test]
 fn a_clone_replaces_no_device_in_use() {
     let bench = machine();
@@ -164,7 +164,7 @@ fn a_clone_replaces_no_device_in_use() {
     assert_eq!(bench.stopped().list().len(), 0);
     bench.create_filesystems("p", &["g"]).unwrap();
     bench.check_nothing_left("beside a clone");
-    // The same for a stopped pool: it starts on the devices that it was stopped with.
+    // The same holds after a stop: the pool starts on the devices that it was stopped with.
     bench.stop_pool("p").unwrap();
     let started = ops::start_pool(PoolRef::Name(name("p")), ops::UnlockOptions::default(), ops::CacheTier::Keep);
     assert!(bench.run(started).unwrap().is_some());

@@ -1,5 +1,5 @@
-//! Pools with more disks than one save of the pool metadata covers. Where a device with an older
-//! state would do harm, no device keeps one.
+//! Pools with more disks than one save of the pool metadata covers. No device keeps an older state
+//! where one would do harm.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ use support::{
     disks,
 };
 
-/// More than twice as many as a partial save writes.
+/// More than twice the number of disks that a partial save covers.
 const DISKS: usize = 24;
 
 fn paths() -> Vec<String> {
@@ -35,7 +35,7 @@ fn pool() -> Bench {
     bench
 }
 
-/// All data devices hold the same generation of the pool's metadata.
+/// Checks that all data devices hold the same generation of the pool metadata.
 fn all_agree(bench: &Bench) {
     let stamp = |path: String| {
         let bda = Bda::load(&bench.sim, Path::new(&path), Repair::ReadOnly).unwrap().expect("a Stratis device");
@@ -82,7 +82,7 @@ fn a_cache_is_recorded_on_every_data_device() {
 #[test]
 fn a_destruction_is_recorded_on_every_device() {
     let mut bench = pool();
-    // Nothing is wiped while the pool's lowest device is active.
+    // A device in use: while the pool's lowest device is active, the daemon wipes nothing.
     bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), u32::MAX).unwrap();
     bench.run(ops::destroy_pool(bench.id("p"))).unwrap();
     all_agree(&bench);
@@ -106,7 +106,7 @@ fn a_failed_change_is_overruled_on_every_device() {
 }
 
 /// After an interrupted destruction or creation, another daemon ran and gave the thin device number
-/// to a filesystem of its own.
+/// to a new filesystem.
 #[test]
 fn a_reused_thin_device_number_is_not_deleted() {
     let lost = support::examples::FILESYSTEM.parse().unwrap();

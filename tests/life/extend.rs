@@ -12,7 +12,7 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB};
 
-/// Only so that a lost wake-up fails the test.
+/// A limit that only makes a test with a lost wake-up fail.
 const HANG: Duration = Duration::from_secs(60);
 const FULL: Bytes = Bytes(600 << 20);
 
@@ -34,7 +34,7 @@ fn check(bench: &mut Bench) -> Result<(), Error> {
     bench.run(ops::check_filesystems_now(bench.id("p")))
 }
 
-/// Recorded size, size of the device and of the XFS, in GiB.
+/// The recorded size, the size of the device and that of the XFS, in GiB.
 fn sizes(bench: &Bench, name: &str) -> (u64, u64, u64) {
     let pool = bench.pool("p").unwrap();
     let device = dm_names::filesystem(pool.uuid, bench.filesystem("p", name));
@@ -44,7 +44,7 @@ fn sizes(bench: &Bench, name: &str) -> (u64, u64, u64) {
     (recorded.0 / GIB.0, table[0].length.0 / GIB.0, xfs.0 / GIB.0)
 }
 
-/// The full filesystem was another one, mounted at the same place after the mount table was read.
+/// Another full filesystem was mounted at the same place after the mount table had been read.
 #[test]
 fn one_is_not_extended_for_what_another_holds() {
     let mut bench = machine();
@@ -80,8 +80,8 @@ fn mounted_filesystems_double_when_half_full() {
     assert_eq!(sizes(&bench, "f"), (2, 2, 2));
 }
 
-/// Filesystems mounted below a private mount or in a container were never extended: the daemon did
-/// not see the mount.
+/// Formerly filesystems mounted below a private mount or in a container were never extended,
+/// because the daemon did not see the mount.
 #[test]
 fn filesystems_mounted_in_other_namespaces_are_extended() {
     let mut bench = machine();
@@ -91,7 +91,7 @@ fn filesystems_mounted_in_other_namespaces_are_extended() {
     use_space(&bench, &["g"]);
     check(&mut bench).unwrap();
     assert_eq!(["f", "g", "h"].map(|name| sizes(&bench, name)), [(2, 2, 2), (2, 2, 2), (1, 1, 1)]);
-    // The filesystem is in use: a request that would remove it names the mount.
+    // The filesystem is in use, so a request that would remove it fails and names the mount.
     let error = bench.stop_pool("p").unwrap_err().sentence();
     assert!(error.contains("/proc/4711/root/data") || error.contains("/mnt/g"), "{error}");
     bench.sim.unmount_user(Path::new("/mnt/g")).unwrap();
@@ -130,7 +130,7 @@ fn a_failed_extension_is_retried_and_delays_nobody() {
     assert_eq!(sizes(&bench, "f"), (2, 2, 2), "completed, not extended once more");
 }
 
-/// The kernel may report success and change nothing; only the size that the XFS reports afterwards
+/// The kernel may report success and change nothing. Only the size that the XFS reports afterwards
 /// counts.
 #[test]
 fn an_extension_without_effect_is_not_done() {

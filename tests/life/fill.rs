@@ -1,4 +1,5 @@
-//! Device-mapper events alone extend a filesystem that is being filled: no timer runs here.
+//! Device-mapper events alone extend a filesystem that is being filled. No timer runs in these
+//! tests.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -30,10 +31,10 @@ use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
 use support::bench::{Bench, GIB};
 
-/// Only so that a lost event fails the test.
+/// A limit that only makes a test with a lost event fail.
 const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;
-/// Blocks written between two checks.
+/// The number of blocks written between two checks.
 const CHUNK: u64 = 16;
 /// A pool with one filesystem of 1 GiB.
 fn machine() -> Bench {
@@ -43,7 +44,8 @@ fn machine() -> Bench {
     bench
 }
 
-/// Free data blocks of the thin pool, its mark, and how many events it has raised.
+/// The free data blocks of the thin pool, its low-water mark, and the number of events that it has
+/// raised.
 fn thin_pool(sim: &Sim, pool: PoolUuid) -> (u64, u64, u32) {
     let name = Role::ThinPool.name(pool);
     let status = sim.dm_status(&name).unwrap();
@@ -59,13 +61,14 @@ fn node(sim: &Sim, pool: PoolUuid, filesystem: FsUuid) -> std::path::PathBuf {
     sim.dm_node(&dm_names::filesystem(pool, filesystem))
 }
 
-/// Writes the first byte of blocks.
+/// Writes to the first byte of each of these blocks.
 fn write(sim: &Sim, node: &Path, blocks: std::ops::Range<u64>) {
     let writes: Vec<WriteStep<'_>> = blocks.map(|block| WriteStep::At(block * BLOCK, b"x")).collect();
     sim.write(node, &writes).unwrap();
 }
 
-/// The daemon's dispatcher and watcher of device-mapper. Reports each check that has ended.
+/// The daemon's dispatcher and its device-mapper watcher. `checked` gets a message for each check
+/// that has ended.
 struct Daemon {
     dispatcher: Dispatcher<()>,
     group: Group,
@@ -137,7 +140,7 @@ fn events_alone_keep_extending_a_filling_filesystem() {
     let (node, at) = (node(&sim, pool, filesystem), Path::new("/mnt/f"));
     let xfs = || sim.xfs_size(&node).unwrap().0;
     let (mut sizes, mut causes) = (vec![xfs()], 0);
-    // Past the superblock.
+    // Start past the superblock.
     for first in (1..6 * 1024).step_by(CHUNK as usize) {
         daemon.checked.try_iter().for_each(drop);
         let (_, _, before) = thin_pool(&sim, pool);
@@ -161,7 +164,7 @@ fn events_alone_keep_extending_a_filling_filesystem() {
 }
 
 /// Found on a real kernel: each new mark blocked all I/O for 70 ms per filesystem, and every 256
-/// MiB written set one.
+/// MiB of writes set one.
 #[test]
 fn the_mark_moves_only_after_writes_end() {
     let mut bench = machine();
@@ -177,7 +180,8 @@ fn the_mark_moves_only_after_writes_end() {
     let xfs = || sim.xfs_size(&node).unwrap().0;
     let (_, first_mark, _) = thin_pool(&sim, pool);
     let before = loads();
-    // Each round writes more than the distance to the mark, and at most a quarter of what is left.
+    // Each round writes more than the distance to the mark, and at most a quarter of the remaining
+    // space.
     for first in (1..4 * 1024).step_by(256) {
         let used = u128::from((first + 256) * BLOCK);
         assert!(used < xfs(), "it is full: {used} of {}", xfs());
@@ -188,7 +192,7 @@ fn the_mark_moves_only_after_writes_end() {
     }
     assert!(xfs() > 4 << 30, "it was extended");
     assert_eq!((loads(), thin_pool(&sim, pool).1), (before, first_mark), "marks were moved");
-    // Writes have ended: one more check follows, and no other.
+    // After the writes have ended, the mark moves exactly once.
     while thin_pool(&sim, pool).1 == first_mark {
         daemon.checked.recv_timeout(HANG).expect("it is looked at until the mark is moved");
     }
@@ -212,7 +216,7 @@ fn creating_a_filesystem_puts_the_mark_in_place() {
     assert_eq!(thin_pool(&bench.sim, pool).1, mark, "who adopts the pool leaves it");
 }
 
-/// The kernel raises no event for a mark that was passed before it was set.
+/// The kernel raises no event for a mark that was already passed when it was set.
 #[test]
 fn a_mark_passed_early_is_followed_by_another() {
     let mut bench = machine();
@@ -248,7 +252,8 @@ fn a_filesystem_at_its_limit_causes_no_events() {
     assert_eq!(after, before);
 }
 
-/// The new filesystem used to clear the mark of all others, which were then polled only.
+/// Formerly the new filesystem cleared the mark for all other filesystems, and only the periodic
+/// checks extended them.
 #[test]
 fn a_filesystem_made_at_its_limit_moves_nothing() {
     let mut bench = machine();
@@ -278,7 +283,7 @@ fn a_mark_that_fails_leaves_nothing_suspended() {
             }
         }
     };
-    // Another program has suspended the thin pool: the new mark resumes it.
+    // Another program suspends the thin pool, and setting the new mark resumes it.
     fill();
     bench.sim.dm_suspend(&name, false).unwrap();
     bench.run(ops::check_now(pool)).unwrap();
@@ -296,7 +301,7 @@ fn a_mark_that_fails_leaves_nothing_suspended() {
     assert!(!suspended(&bench));
     let (free, mark, _) = thin_pool(&bench.sim, pool);
     assert!(mark < free, "the mark lies ahead again: {mark} of {free}");
-    // A failed thin pool is not retried.
+    // The daemon does not retry on a failed thin pool.
     fill();
     bench.sim.fail_pool(&name).unwrap();
     let from = bench.sim.steps();

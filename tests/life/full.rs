@@ -1,4 +1,4 @@
-//! Pools run full to the last block and recover without a restart; thin metadata cannot grow.
+//! Pools fill up to the last block and recover without a restart. Thin metadata that cannot grow.
 
 use std::{path::Path, time::Duration};
 
@@ -17,7 +17,8 @@ const BLOCK: u64 = 1 << 20;
 const SMALL: Sectors = Sectors(2 * GIB.0);
 const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
 
-/// A pool on a disk of 2 GiB with two filesystems of 1 GiB each, more than it can hold.
+/// A pool on a disk of 2 GiB with two filesystems of 1 GiB each, which is more than the pool can
+/// hold.
 fn machine(version: MetadataVersion) -> Bench {
     let sim = Sim::builder().disk("/dev/small", SMALL).disk("/dev/large", Sectors(100 * GIB.0)).build();
     let mut bench = Bench::start(sim);
@@ -40,7 +41,7 @@ fn add(bench: &mut Bench, device: &str) -> Result<usize> {
     bench.run(ops::add_data_devices(bench.id("p"), vec![device.into()])).map(|added| added.len())
 }
 
-/// Writes something to every block of both filesystems, durably.
+/// Writes to every block of both filesystems, and flushes the writes.
 fn fill(sim: &Sim, nodes: &[std::path::PathBuf]) -> stratisd::platform::Result<()> {
     for node in nodes {
         for block in 0..1024 {
@@ -71,7 +72,8 @@ fn check_contents(bench: &Bench) {
 fn an_added_disk_ends_failing_writes() {
     for version in VERSIONS {
         let mut bench = machine(version);
-        // The whole disk is allocated, which is still below the reserve that a pool wants.
+        // The check allocates the whole disk, which is still less than the reserve that a pool
+        // should have.
         check(&mut bench).unwrap();
         let pool = bench.pool("p").unwrap();
         assert!(pool.no_alloc_space && status(&bench).errors_if_no_space);
@@ -96,7 +98,7 @@ fn an_added_disk_ends_failing_writes() {
 #[test]
 fn an_added_disk_resumes_queued_writes() {
     for version in VERSIONS {
-        // No check has run yet, so writes are queued.
+        // No check has run yet, so the thin pool queues writes.
         let mut bench = machine(version);
         let (sim, all) = (bench.sim.clone(), nodes(&bench));
         std::thread::scope(|scope| {
@@ -173,7 +175,7 @@ fn metadata_does_not_grow_into_promised_space() {
     let mut bench = machine(MetadataVersion::V2);
     add(&mut bench, "/dev/large").unwrap();
     assert!(bench.run(ops::set_overprovisioning(bench.id("p"), false)).unwrap());
-    // All remaining space is promised.
+    // Promise all remaining space.
     let mut size = 102 * GIB.0;
     loop {
         let new = ops::NewFilesystem { name: support::bench::name("big"), size: Some(Sectors(size)), size_limit: None };
@@ -189,14 +191,15 @@ fn metadata_does_not_grow_into_promised_space() {
     bench.run(ops::set_fs_limit(bench.id("p"), 60_000)).unwrap();
 }
 
-/// The status was read three to four times, at each event and for each pool every ten seconds.
+/// Formerly a check read the status three to four times, at each event and for each pool every ten
+/// seconds.
 #[test]
 fn a_check_reads_the_thin_status_once() {
     let mut bench = Bench::start(Sim::builder().record().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
     let thin_pool = Role::ThinPool.name(bench.id("p"));
-    // The number of status reads of a check, and whether it changed anything.
+    // The number of status reads in a check, and whether the check changed anything.
     let asks = |bench: &mut Bench| {
         let before = bench.sim.steps();
         check(bench).unwrap();
@@ -204,7 +207,7 @@ fn a_check_reads_the_thin_status_once() {
         let asked = steps.iter().filter(|step| step.call == CallKind::DmStatus && step.subject == thin_pool).count();
         (asked, steps.iter().any(|step| step.call.changes()))
     };
-    // After growth the check reads the status again.
+    // After it has grown the thin pool, the check reads the status again.
     let first = asks(&mut bench);
     assert!(first.0 > 1 && first.1, "{first:?}");
     while asks(&mut bench).1 {}

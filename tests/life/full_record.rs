@@ -1,5 +1,5 @@
-//! The metadata areas of a pool are nearly full: additions are refused in time, and what must
-//! always be possible still is.
+//! The metadata areas of a pool are nearly full. Additions are refused in time, and requests that
+//! must always succeed still do.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB, name};
 
-/// Capacity of a device's metadata area in bytes, without the reserve.
+/// The capacity of a device's metadata area in bytes, without the reserve.
 const ALLOWED: usize = 260_064 - 4096;
 
 fn recorded(bench: &mut Bench) -> usize {
@@ -30,9 +30,9 @@ fn is_full(error: &Error) -> bool {
     matches!(error, Error::RecordFull { .. })
 }
 
-/// A pool to which nothing can be added any more.
+/// A pool without room for any addition, and the number of its disks.
 fn full(version: MetadataVersion) -> (Bench, usize) {
-    // Each character of a name of this kind takes six bytes.
+    // JSON encodes each character of this name in six bytes.
     let named = Sim::builder().disk_size(Sectors(60 * GIB.0)).wwn(&"\u{1}".repeat(255));
     let mut bench = Bench::start(named.build());
     let mut disks = 150;
@@ -68,13 +68,14 @@ fn full(version: MetadataVersion) -> (Bench, usize) {
     panic!("{} bytes are left", ALLOWED - recorded(&mut bench));
 }
 
-/// Too long metadata could not be written, so every operation failed, even a stop.
+/// Formerly pool metadata could become too long to be written, and then every operation failed,
+/// even a stop.
 #[test]
 fn a_full_record_refuses_growth_and_nothing_else() {
     for version in [MetadataVersion::V2, MetadataVersion::V1] {
         let (mut bench, disks) = full(version);
         let id = bench.id("p");
-        // Enough for a check to extend the thin pool.
+        // Enough writes to make a check extend the thin pool.
         let node = bench.thin_node(id, bench.filesystem("p", "f"));
         let blocks: Vec<_> = (100..36_100).map(|block| WriteStep::At(block << 20, b"x")).collect();
         bench.sim.write(&node, &blocks).unwrap();
@@ -88,7 +89,7 @@ fn a_full_record_refuses_growth_and_nothing_else() {
             let error = refused.unwrap_err();
             assert!(is_full(&error), "{version:?}: {}", error.sentence());
         }
-        // Space that is never allocated must not be waited for.
+        // The thin pool must not queue writes for space that is never allocated.
         let after = bench.pool("p").unwrap();
         assert!(!before.no_alloc_space && after.no_alloc_space);
         assert_eq!((before.allocated, before.devices.len()), (after.allocated, after.devices.len()));
@@ -99,7 +100,7 @@ fn a_full_record_refuses_growth_and_nothing_else() {
         bench.start_pool("p").unwrap();
         let mut bench = bench.reboot();
         assert_eq!(bench.pool("p").unwrap().devices.len(), disks);
-        // Shorter texts make room.
+        // Removing texts makes room.
         for number in 0..4 {
             let device = bench.device("p", &disk(number).display().to_string());
             bench.run(ops::set_user_info(id, device, None)).unwrap();

@@ -1,4 +1,5 @@
-//! Damaged thin pools: the pool is restricted, shows the reason, and a stop and a start repair it.
+//! Damaged thin pools: the pool is restricted and shows the reason, and a stop and a start repair
+//! it.
 
 use stratisd::{
     base::units::Sectors,
@@ -60,7 +61,7 @@ fn damaged_metadata_is_repaired_by_a_start() {
     bench.check_nothing_left("after the repair");
 }
 
-/// A killed or missing thin_check led to a repair, which replaced the metadata.
+/// Formerly a killed or missing thin_check caused a repair, which replaced the thin metadata.
 #[test]
 fn only_errors_found_by_thin_check_cause_repairs() {
     let mut bench = machine();
@@ -91,7 +92,7 @@ fn only_errors_found_by_thin_check_cause_repairs() {
     bench.check_nothing_left("after checks without a verdict");
 }
 
-/// An unreadable disk was mistaken for damaged metadata.
+/// Formerly an unreadable disk was mistaken for damaged thin metadata.
 #[test]
 fn metadata_that_cannot_be_read_is_not_repaired() {
     let mut bench = machine();
@@ -107,7 +108,7 @@ fn metadata_that_cannot_be_read_is_not_repaired() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
 }
 
-/// A second repair would have overwritten what the first had kept.
+/// A second repair would overwrite the old thin metadata that the first repair has kept.
 #[test]
 fn a_repair_keeps_the_old_metadata_until_verified() {
     let mut bench = machine();
@@ -126,7 +127,7 @@ fn a_repair_keeps_the_old_metadata_until_verified() {
     assert_eq!(support::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
     bench.check_nothing_left("after the refusal");
 
-    // After a set-up that found the metadata sound, repairs are possible again.
+    // After a set-up that finds the thin metadata sound, another repair is possible.
     let mut bench = machine();
     let pool = bench.id("p");
     let metadata = bench.sim.dm_node(&Role::ThinMeta.name(pool));
@@ -192,7 +193,7 @@ fn a_read_only_thin_pool_is_not_retried() {
     bench.create_pool("p", &["/dev/small"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
     check(&mut bench);
-    // The thin pool fails before it takes the recorded space.
+    // The thin pool becomes read-only before it takes the recorded space.
     let thin_pool = Role::ThinPool.name(bench.id("p"));
     let mapped = |bench: &Bench| bench.sim.dm_find(&thin_pool).unwrap().unwrap().table[0].length;
     let before = mapped(&bench);

@@ -1,4 +1,4 @@
-//! Failed filesystems, which are recorded but could not be set up: no operation treats them as
+//! Failed filesystems, which have a record but could not be set up. No operation treats them as
 //! absent.
 
 use std::{collections::BTreeMap, path::Path};
@@ -18,7 +18,8 @@ use stratisd::{
 };
 use support::bench::{Bench, name};
 
-/// A pool with the filesystems `f` and `g` and a snapshot `s` of `f`. Gives also the snapshot.
+/// A pool with filesystems `f` and `g` and a snapshot `s` of `f`. Also returns the UUID of the
+/// snapshot.
 fn with_snapshot() -> (Bench, FsUuid) {
     let mut bench = Bench::with_two_filesystems();
     bench.mark("p", "f", 7);
@@ -27,7 +28,7 @@ fn with_snapshot() -> (Bench, FsUuid) {
     (bench, snapshot)
 }
 
-/// As [`with_snapshot`], after a boot at which setting up the snapshot failed.
+/// As [`with_snapshot`], after a boot at which the set-up of the snapshot failed.
 fn without_snapshot() -> (Bench, FsUuid) {
     let (bench, snapshot) = with_snapshot();
     let device = dm_names::filesystem(bench.id("p"), snapshot);
@@ -59,7 +60,7 @@ fn a_pool_with_failed_filesystems_is_not_destroyed() {
     assert!(matches!(&error, Error::HasFailedFilesystems { filesystems, .. } if *filesystems == ["s"]), "{error:?}");
     assert!(error.sentence().contains("(s)") && error.sentence().contains("stop and start"), "{}", error.sentence());
     assert!(before.differences(&bench.sim.snapshot()).is_empty());
-    // As the error says, a start brings the filesystem back with its contents; then it can be
+    // As the error says, a start recovers the filesystem with its contents. After that it can be
     // destroyed.
     bench.stop_pool("p").unwrap();
     bench.start_pool("p").unwrap();
@@ -101,7 +102,7 @@ fn the_origin_of_failed_filesystems_is_rewritten() {
     }
 }
 
-/// A filesystem that was already active with another table than recorded, and mounted.
+/// The filesystem was active already, with another table than recorded, and mounted.
 #[test]
 fn a_mounted_failed_filesystem_prevents_the_stop() {
     let (bench, snapshot) = with_snapshot();

@@ -1,5 +1,5 @@
-//! A pool at its low-water mark grows at once, whatever other pools do: the watcher of
-//! device-mapper, the dispatcher, its workers and the engine together, on the simulated machine.
+//! A pool at its low-water mark grows at once, whatever other pools do. The device-mapper watcher,
+//! the dispatcher, its workers and the engine run together on the simulated machine.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,10 +26,10 @@ use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
 use support::bench::{Bench, GIB, name};
 
-/// Only so that a lost event fails the test.
+/// A limit that only makes a test with a lost event fail.
 const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;
-/// Data blocks of a new pool, and how many of them are free when it is to grow.
+/// The data blocks of a new pool, and its low-water mark.
 const DATA: u64 = 51_200;
 const LOW: u64 = 15_360;
 
@@ -93,8 +93,8 @@ fn busy_pools_do_not_delay_another_pools_growth() {
         found += usize::from(update.reply.is_some());
     }
 
-    // A request for one pool hangs in the kernel. Another pool has more formats under way, all of
-    // them hanging, than slow steps may run at once.
+    // A request for one pool hangs in the kernel. In another pool, more formats hang than slow
+    // steps may run at once.
     let kernel = sim.delay(CallKind::DmCreate, &format!("stratis-1-{}", held.simple()));
     let formats = sim.delay(CallKind::Run(Program::MkfsXfs), "/dev");
     let create = |pool, named: &str| {
@@ -115,7 +115,8 @@ fn busy_pools_do_not_delay_another_pools_growth() {
     let switch = stop.clone();
     group.spawn("dm-events", move || watch.run(&switch, &Pulse::default()).map_err(|error| error.to_string())).unwrap();
 
-    // A block at a time up to the mark; the last of these raises the event.
+    // Write one block at a time until the mark is passed. The last of these writes raises the
+    // event.
     for first in (1..DATA - LOW + 8).step_by(512) {
         let blocks = first..(first + 512).min(DATA - LOW + 8);
         let writes: Vec<WriteStep<'_>> = blocks.map(|block| WriteStep::At(block * BLOCK, b"x")).collect();

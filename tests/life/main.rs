@@ -2,7 +2,7 @@
 //! stopped and started, its filesystems are extended and reverted, its devices change, and its thin
 //! pool fails. Chains run step by step; `wire` does the same over the bus.
 
-// A test that cannot go on says where; clippy knows only functions marked as tests.
+// Tests unwrap also in helper functions; clippy recognizes only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
 mod cache;

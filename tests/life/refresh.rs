@@ -1,4 +1,4 @@
-//! RefreshState reads everything again and adopts what is active.
+//! RefreshState reads all devices again and adopts active ones.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ fn machine() -> Bench {
 fn nothing_changes_where_nothing_has_changed() {
     let mut bench = machine();
     bench.mount("p", "f");
-    // The usage shown is that of the last check.
+    // The view shows the usage at the last check.
     bench.check_pools();
     let pools = || ["p", "q"];
     let before = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().list().clone());
@@ -39,7 +39,8 @@ fn nothing_changes_where_nothing_has_changed() {
 #[test]
 fn what_has_changed_behind_the_daemon_is_seen() {
     let mut bench = machine();
-    // One pool appears without an event, another vanishes, a third becomes another pool.
+    // One pool is renamed without an event, another gets a new limit, and later the first one
+    // vanishes and comes back.
     disks::change(&bench.sim, "/dev/c", |json| json["name"] = serde_json::json!("renamed"));
     disks::change(&bench.sim, "/dev/b", |json| json["thinpool_dev"]["fs_limit"] = serde_json::json!(123));
     bench.run(ops::refresh()).unwrap();
@@ -74,7 +75,7 @@ fn a_restriction_ends_with_it() {
     let shown = bench.pool("p").unwrap();
     assert_eq!((shown.availability, &shown.restriction), (Availability::Full, &None));
     bench.create_filesystems("p", &["g"]).unwrap();
-    // The same with a stop, which is never refused.
+    // A stop, which is never refused, and a start end the restriction as well.
     restrict(&mut bench);
     bench.stop_pool("p").unwrap();
     bench.start_pool("p").unwrap();
@@ -93,7 +94,7 @@ fn a_pool_that_cannot_be_reread_keeps_running() {
     assert_eq!(bench.pool("q"), before);
     assert_eq!(bench.names(), ["p", "q"]);
     bench.check_nothing_left("after a refresh that failed");
-    // The same if a later step fails.
+    // The same holds if a later step fails.
     disks::save(&bench.sim, "/dev/b", disks::json_on(&bench.sim, "/dev/a").to_string().as_bytes());
     assert!(bench.run(ops::refresh()).is_err());
     assert_eq!(bench.pool("q"), before);

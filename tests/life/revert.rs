@@ -1,4 +1,4 @@
-//! Reverts: which may be scheduled, which happen when the pool is set up, and what remains of them
+//! Reverts: which ones may be scheduled, which ones the set-up carries out, and what they leave
 //! (`docs/spec/engine/storage-stack.md` §9.6).
 
 use std::path::Path;
@@ -16,7 +16,8 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB, name};
 
-/// Pool p with filesystem f, its snapshots s and r, and t, a snapshot of s. Each has its own content.
+/// Pool `p` with filesystem `f`, its snapshots `s` and `r`, and `t`, a snapshot of `s`. Each has
+/// its own contents.
 fn machine(version: MetadataVersion) -> Bench {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool_of(version, "p", &["/dev/a"]).unwrap();
@@ -44,19 +45,19 @@ fn record_file(bench: &Bench, filesystem: &str) -> String {
     format!(".mdv-{}/filesystems/{}.json", bench.id("p").simple(), bench.filesystem("p", filesystem).simple())
 }
 
-/// A filesystem's record as it is on disk.
+/// The record of a filesystem on disk.
 fn record(bench: &Bench, filesystem: &str) -> FilesystemRecord {
     FilesystemRecord::parse(&bench.sim.read_file(&record_file(bench, filesystem)).unwrap()).unwrap()
 }
 
-/// Changes a record as another daemon could.
+/// Changes a record on disk, as another daemon could.
 fn change_record(bench: &Bench, filesystem: &str, change: impl FnOnce(&mut FilesystemRecord)) {
     let mut changed = record(bench, filesystem);
     change(&mut changed);
     bench.sim.replace_file(&record_file(bench, filesystem), &changed.encode()).unwrap();
 }
 
-/// Name, name of the origin, mark and order of each filesystem.
+/// The name, name of the origin, mark and scheduled revert of each filesystem.
 fn filesystems(bench: &Bench) -> Vec<(String, Option<String>, u8, bool)> {
     let pool = bench.pool("p").expect("the pool runs");
     let name_of = |id| pool.filesystems.get(&id).map_or("(gone)".to_owned(), |found| found.name.to_string());
@@ -129,7 +130,7 @@ fn the_snapshot_takes_the_place_of_its_origin() {
         });
         let (origin, snapshot) = (record(&bench, "f"), record(&bench, "s"));
         schedule(&mut bench, "s", true).unwrap();
-        // What schedule has written is what was in memory, so once more.
+        // Scheduling has written the record from memory, so change it again.
         change_record(&bench, "s", |record| {
             record.size = Sectors(3 << 20);
             record.fs_size_limit = Some(Sectors(5 << 20));
@@ -146,14 +147,15 @@ fn the_snapshot_takes_the_place_of_its_origin() {
             ..origin.clone()
         };
         assert_eq!(record(&bench, "f"), merged);
-        // Saved at once: another daemon must not find an origin that is not there.
+        // The new origin is saved at once. Another daemon must not find an origin that does not
+        // exist.
         assert_eq!(record(&bench, "t").origin, Some(origin.uuid));
         let left = bench.sim.list_files(&format!(".mdv-{}/filesystems", bench.id("p").simple())).unwrap();
         assert_eq!(left.len(), 4, "{left:?}");
         bench.check_nothing_left("after the revert");
         let pool = bench.pool("p").unwrap();
         assert!(bench.is_linked("p", &pool.filesystems[&origin.uuid]));
-        // It happens once.
+        // The revert happens only once.
         let bench = bench.reboot();
         assert_eq!(filesystems(&bench).len(), 4);
         assert_eq!(record(&bench, "f"), merged);
@@ -164,7 +166,8 @@ fn the_snapshot_takes_the_place_of_its_origin() {
 fn a_reboot_reverts_to_a_mounted_snapshot_too() {
     let mut bench = machine(MetadataVersion::V2);
     schedule(&mut bench, "s", true).unwrap();
-    // Its log is dirty after the cut, so its UUID cannot be changed before it has been mounted.
+    // After the power cut the XFS log is dirty, so the UUID cannot be changed before the filesystem
+    // has been mounted.
     bench.mount("p", "s");
     bench.mount("p", "f");
     let bench = bench.reboot();
@@ -185,7 +188,8 @@ fn a_daemon_that_finds_the_pool_up_waits() {
     let before = filesystems(&bench);
     let mut bench = Bench::start(bench.sim);
     assert_eq!(filesystems(&bench), before);
-    // Even if the origin is not up: whoever has the snapshot open would write to the origin.
+    // The daemon waits even if the origin is not active: a program that has the snapshot open would
+    // write to the origin.
     bench.sim.unmount_user(Path::new("/mnt/f")).unwrap();
     bench.sim.dm_remove(&thin(&bench, "f")).unwrap();
     bench = Bench::start(bench.sim);
@@ -194,8 +198,7 @@ fn a_daemon_that_finds_the_pool_up_waits() {
     assert_eq!(filesystems(&bench)[0], ("f".to_owned(), None, 2, false));
 }
 
-/// Marks these filesystems as scheduled on disk, starts the pool, and checks that nothing was
-/// reverted.
+/// Marks these snapshots as scheduled on disk, starts the pool, and checks that none was reverted.
 fn nothing_is_done(bench: Bench, scheduled: &[&str]) -> Bench {
     scheduled.iter().for_each(|snapshot| change_record(&bench, snapshot, |record| record.merge = true));
     let count = filesystems(&bench).len();
@@ -213,13 +216,13 @@ fn nothing_is_done(bench: Bench, scheduled: &[&str]) -> Bench {
 
 #[test]
 fn what_is_ambiguous_is_not_done() {
-    // Two snapshots of one origin.
+    // Two scheduled snapshots of one origin.
     let mut bench = nothing_is_done(machine(MetadataVersion::V2), &["s", "r"]);
     // Cancelling one of the two makes the revert unambiguous.
     assert!(schedule(&mut bench, "r", false).unwrap());
     stop_and_start(&mut bench);
     assert_eq!(filesystems(&bench)[0], ("f".to_owned(), None, 2, false));
-    // A chain.
+    // A scheduled snapshot of a scheduled snapshot.
     nothing_is_done(machine(MetadataVersion::V2), &["s", "t"]);
     // A filesystem that is not a snapshot.
     nothing_is_done(machine(MetadataVersion::V2), &["other"]);
@@ -271,7 +274,7 @@ fn metadata_is_told_as_text() {
         assert_eq!(parse(one)[s.hyphenated()]["origin"], bench.filesystem("p", "f").hyphenated());
         assert_eq!(bench.run(ops::filesystem_metadata(id, Some("nope".to_owned()), copy)).unwrap(), "{}");
     }
-    // The two differ when somebody else has written.
+    // The two copies differ when another daemon has written the record.
     change_record(&bench, "s", |record| record.created = 7);
     let created = |bench: &mut Bench, copy| {
         let text = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), copy)).unwrap();
@@ -281,8 +284,8 @@ fn metadata_is_told_as_text() {
     assert_ne!(created(&mut bench, MetadataCopy::Current), 7);
 }
 
-/// A pool with unallocated space, or none, of which every block of the thin pool is in use and nobody has checked it since. The
-/// snapshot s of f is to replace it.
+/// A pool with or without unallocated space. Every block of its thin pool is in use, and no check
+/// has run since the thin pool filled up. Snapshot `s` is scheduled to replace `f`.
 fn full(version: MetadataVersion, disk: Sectors) -> Bench {
     let sim = Sim::builder().disk("/dev/small", disk).disk("/dev/large", Sectors(100 * GIB.0)).build();
     let mut bench = Bench::start(sim);
@@ -292,7 +295,7 @@ fn full(version: MetadataVersion, disk: Sectors) -> Bench {
     bench.run(ops::create_filesystems(bench.id("p"), vec![filler])).unwrap();
     bench.mark("p", "f", 1);
     snapshot(&mut bench, "f", "s");
-    // A second snapshot shares with the first what that one would otherwise have for itself.
+    // A second snapshot shares blocks with the first, which else would own them alone.
     snapshot(&mut bench, "s", "t");
     schedule(&mut bench, "s", true).unwrap();
     let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "filler"));
@@ -313,8 +316,9 @@ fn status(bench: &Bench) -> PoolStatus {
     PoolStatus::parse(&text).unwrap()
 }
 
-/// Writing the XFS UUID waited for space that no check could allocate, because the pool was not in
-/// the table yet: for 60 s, after which the pool was restricted.
+/// Formerly the write of the XFS UUID waited for space, but no check could allocate any, because
+/// the pool was not yet in the table of pools. After 60 s the write failed and the pool was
+/// restricted.
 #[test]
 fn a_full_pool_gets_space_before_a_revert() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
@@ -330,7 +334,8 @@ fn a_full_pool_gets_space_before_a_revert() {
     }
 }
 
-/// Without unallocated space the revert happens, and the XFS UUID follows when there is space.
+/// Without unallocated space the revert happens nevertheless. The XFS UUID is changed once there is
+/// space.
 #[test]
 fn a_start_completes_a_revert_without_space() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
@@ -342,7 +347,8 @@ fn a_start_completes_a_revert_without_space() {
         let identity = |bench: &Bench| bench.sim.xfs_uuid(&bench.thin_node(bench.id("p"), f)).map(FsUuid::from);
         assert_eq!(identity(&bench), Some(snapshot), "{version:?}");
         assert_eq!(bench.mark_of(pool.uuid, f), 1);
-        // Also without space it is a filesystem as any other, and the start after a power cut finds it so.
+        // Without space, the filesystem still works like any other, and a start after a power cut
+        // accepts it.
         let mut bench = bench.reboot();
         assert_eq!(identity(&bench), Some(snapshot));
         assert_eq!(bench.pool("p").unwrap().restriction, None);

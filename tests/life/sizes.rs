@@ -1,5 +1,5 @@
-//! Recorded sizes and those in the kernel: which sizes are refused, and what happens to records
-//! that differ from the kernel or that it cannot carry out.
+//! Recorded sizes and sizes in the kernel: which sizes are refused, and what happens to records
+//! that differ from the kernel or that the kernel refuses.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ const FULL: Bytes = Bytes(600 << 20);
 /// Not a multiple of 4096 bytes.
 const ODD: Sectors = Sectors(GIB.0 + GIB.0 / 2 + 1);
 
-/// A pool with a filesystem on disks of this logical sector size.
+/// A pool with a filesystem, on disks with this logical sector size.
 fn machine(logical: u32) -> Bench {
     let size = Sectors(100 * GIB.0);
     let sim = Sim::builder().disk("/dev/a", size).logical(logical).physical(4096);
@@ -46,14 +46,14 @@ fn record(bench: &Bench) -> FilesystemRecord {
     FilesystemRecord::parse(&bench.sim.read_file(&path).unwrap()).unwrap()
 }
 
-/// Changes the record behind the daemon's back, as another daemon has left it.
+/// Changes the record on disk, as another daemon could.
 fn put_record(bench: &Bench, change: impl FnOnce(&mut FilesystemRecord)) {
     let mut record = record(bench);
     change(&mut record);
     bench.sim.replace_file(&record_path(bench, record.uuid), &record.encode()).unwrap();
 }
 
-/// Size on record, in the view, of the device and of the XFS.
+/// The size on record, in the view, of the device and of the XFS.
 fn sizes(bench: &Bench) -> [Sectors; 4] {
     let pool = bench.pool("p").unwrap();
     let id = bench.filesystem("p", "f");
@@ -62,7 +62,7 @@ fn sizes(bench: &Bench) -> [Sectors; 4] {
     [record(bench).size, pool.filesystems[&id].size, bench.sim.dm_find(&device).unwrap().unwrap().size(), xfs]
 }
 
-/// Makes the thin device larger as another daemon does, which has not come to write the record.
+/// Makes the thin device larger, as another daemon does that ends before it writes the record.
 fn extend_device(bench: &Bench, size: Sectors) {
     let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
     let mut table = bench.sim.dm_find(&device).unwrap().unwrap().table;
@@ -86,8 +86,8 @@ fn fill_and_check(bench: &mut Bench) -> Result<(), Error> {
     bench.run(ops::check_filesystems_now(bench.id("p")))
 }
 
-/// Such a limit was accepted and recorded, and the kernel refused the growth up to it every time:
-/// the filesystem could not be set up any more.
+/// Formerly such a limit was accepted and recorded. The kernel refused the growth to it every time,
+/// and the filesystem could not be set up any more.
 #[test]
 fn sizes_of_part_of_a_sector_are_refused() {
     let mut bench = machine(4096);
@@ -111,7 +111,7 @@ fn small_sectors_allow_every_whole_sector() {
     assert_eq!(bench.reboot().pool("p").unwrap().filesystems.len(), 2);
 }
 
-/// A limit recorded by a daemon that did not look at sector sizes.
+/// The limit was recorded by a daemon that ignored sector sizes.
 #[test]
 fn growth_to_an_odd_limit_ends_sector_aligned() {
     let bench = machine(4096);
@@ -125,7 +125,7 @@ fn growth_to_an_odd_limit_ends_sector_aligned() {
     assert_eq!(sizes(&bench), [Sectors(ODD.0 - 1); 4]);
 }
 
-/// The filesystem could not be used, repaired or destroyed.
+/// Formerly such a filesystem could not be used, repaired or destroyed.
 #[test]
 fn an_impossible_recorded_size_is_corrected() {
     let bench = machine(4096);
@@ -136,8 +136,8 @@ fn an_impossible_recorded_size_is_corrected() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
 }
 
-/// The recorded size stayed larger than the kernel's, so the filesystem could not be set up any
-/// more.
+/// Formerly the recorded size stayed larger than the size in the kernel, so the filesystem could
+/// not be set up any more.
 #[test]
 fn a_refused_extension_leaves_the_former_record() {
     let mut bench = machine(512);
@@ -153,8 +153,8 @@ fn a_refused_extension_leaves_the_former_record() {
     assert_eq!(sizes(&bench), [Sectors(2 * GIB.0); 4]);
 }
 
-/// Another daemon extends the device and the XFS first and writes the record last. Such a device
-/// counted as one with a foreign table, and its filesystem failed.
+/// Another daemon extends the device and the XFS first, and writes the record last. Formerly such a
+/// device counted as one with a foreign table, and its filesystem failed.
 #[test]
 fn a_device_larger_than_its_record_is_adopted() {
     let bench = machine(512);
@@ -163,7 +163,8 @@ fn a_device_larger_than_its_record_is_adopted() {
     assert_eq!(sizes(&bench), [Sectors(2 * GIB.0), Sectors(2 * GIB.0), Sectors(2 * GIB.0), GIB]);
 }
 
-/// The same, with a power cut before the other daemon wrote the record.
+/// As [`a_device_larger_than_its_record_is_adopted`], with a power cut before the other daemon
+/// wrote the record.
 #[test]
 fn an_xfs_larger_than_its_record_fits_again() {
     let bench = machine(512);
@@ -179,8 +180,8 @@ fn an_xfs_larger_than_its_record_fits_again() {
     bench.mount("p", "f");
 }
 
-/// Only blocks past the recorded end show that the XFS has grown: its superblock may be in the log
-/// only.
+/// Only blocks past the recorded end show that the XFS has grown, because the new superblock may
+/// exist only in the log.
 #[test]
 fn blocks_past_the_recorded_end_are_kept() {
     let bench = machine(512);
@@ -194,14 +195,16 @@ fn blocks_past_the_recorded_end_are_kept() {
     assert_eq!(bench.sim.read(&node, past, 1).unwrap(), [7]);
 }
 
-/// Capacity of the thin pool's data device in the kernel, and what metadata gives to it.
+/// The size of the thin pool's data device in the kernel, and the space that the pool has
+/// allocated.
 fn data_sizes(bench: &Bench) -> (Sectors, Sectors) {
     let name = dm_names::Role::ThinData.name(bench.id("p"));
     let device = bench.sim.dm_find(&name).unwrap().unwrap().size();
     (device, bench.pool("p").unwrap().allocated)
 }
 
-/// The recorded size stayed larger than the kernel's, and each check failed with the same refusal.
+/// Formerly the recorded size stayed larger than the size in the kernel, and each check failed with
+/// the same refusal.
 #[test]
 fn a_refused_thin_pool_growth_is_undone() {
     let mut bench = machine(512);
@@ -210,18 +213,19 @@ fn a_refused_thin_pool_growth_is_undone() {
     bench.sim.faults().refuse_next(CallKind::DmLoad, "originsub");
     assert!(bench.run(ops::check_now(bench.id("p"))).is_err_and(|error| error.is_refusal()));
     assert_eq!(data_sizes(&bench), before);
-    // The same request is not repeated.
+    // The next check does not repeat the refused request.
     let steps = bench.sim.flush_waits();
     bench.run(ops::check_now(bench.id("p"))).unwrap();
     assert_eq!((data_sizes(&bench), bench.sim.flush_waits()), (before, steps));
-    // More space is another question.
+    // With more space, a check tries again.
     bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()])).unwrap();
     assert!(data_sizes(&bench).0 > before.0);
     let bench = bench.reboot();
     assert_eq!(bench.pool("p").unwrap().filesystems.len(), 2);
 }
 
-/// Space past the end of a shrunken device was allocated; the kernel accepts no table for it.
+/// Formerly a check allocated space past the end of a shrunken device, and the kernel refused every
+/// such table.
 #[test]
 fn lost_space_is_not_handed_out() {
     let mut bench = machine(512);
@@ -242,9 +246,9 @@ fn lost_space_is_not_handed_out() {
     assert!(before < after && after < Sectors(60 * GIB.0), "{before} {after}");
 }
 
-/// Fills the thin pool up to its low water mark.
+/// Fills the thin pool up to its low-water mark.
 fn fill_thin_pool(bench: &mut Bench) {
-    // How much metadata it needs is known from here on.
+    // This check learns how much thin metadata the pool needs.
     bench.check_pools();
     create(bench, Sectors(60 * GIB.0), None).unwrap();
     let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "g"));

@@ -1,5 +1,5 @@
-//! Snapshots of origins that crashed or whose pool is full, and programs that exit with 0 without
-//! having done anything.
+//! Snapshots of crashed origins and in full pools, and programs that exit with 0 without having
+//! done anything.
 
 use std::{path::Path, time::Duration};
 
@@ -26,7 +26,7 @@ fn snapshot(bench: &mut Bench, origin: &str, to: &str) -> Result<Option<FsUuid>>
     bench.run(ops::snapshot_filesystem(bench.id("p"), origin, name(to)))
 }
 
-/// Checks that each XFS has the UUID of its filesystem, and so a link.
+/// Checks that each XFS has the UUID of its filesystem, and thus a link.
 fn expect_identities(bench: &Bench, expected: &[&str]) {
     let pool = bench.pool("p").unwrap();
     let mut names: Vec<&str> = pool.filesystems.values().map(|filesystem| filesystem.name.as_str()).collect();
@@ -39,7 +39,7 @@ fn expect_identities(bench: &Bench, expected: &[&str]) {
     }
 }
 
-/// xfs_db kept the origin's UUID and exited with 0: the snapshot never had a link.
+/// Formerly xfs_db kept the UUID of the origin and exited with 0, so the snapshot never got a link.
 #[test]
 fn a_snapshot_of_a_crashed_origin_is_itself() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
@@ -55,7 +55,7 @@ fn a_snapshot_of_a_crashed_origin_is_itself() {
     }
 }
 
-/// The same for a revert: the filesystem kept the UUID of its snapshot and had no link.
+/// The same for a revert: formerly the filesystem kept the UUID of its snapshot and had no link.
 #[test]
 fn reverting_to_a_crashed_snapshot_keeps_the_identity() {
     let mut bench = machine(MetadataVersion::V2);
@@ -75,7 +75,7 @@ fn reverting_to_a_crashed_snapshot_keeps_the_identity() {
 #[test]
 fn a_program_without_effect_is_an_error() {
     let mut bench = machine(MetadataVersion::V2);
-    // The version is asked for before.
+    // The first call asks mkfs.xfs for its version.
     bench.sim.faults().idle_next(Program::MkfsXfs);
     bench.sim.faults().idle_next(Program::MkfsXfs);
     let error = bench.create_filesystems("p", &["g"]).unwrap_err();
@@ -89,7 +89,8 @@ fn a_program_without_effect_is_an_error() {
     bench.check_nothing_left("after both");
 }
 
-/// A pool of 60 GiB whose thin pool, not checked since it was made, has 50 GiB, and a filesystem that is larger.
+/// A thin pool of 50 GiB that no check has extended since its creation, and a larger filesystem on
+/// it.
 fn unchecked(disk: u64) -> Bench {
     let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(disk)).build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
@@ -98,18 +99,18 @@ fn unchecked(disk: u64) -> Bench {
     bench
 }
 
-/// Takes all data blocks that are free, and some more.
+/// Takes all free data blocks, and tries to take some more.
 fn fill(sim: &Sim, thin_pool: &str, node: &Path) -> stratisd::platform::Result<()> {
     let status = sim.dm_status(thin_pool).unwrap().remove(0);
     let status = stratisd::engine::thin_status::PoolStatus::parse(&status).unwrap();
     let free = status.data_total.0 - status.data_used.0;
-    // Some of them have been written by mkfs.
+    // mkfs has already written some of the blocks.
     let writes: Vec<WriteStep<'_>> = (0..free + 64).map(|block| WriteStep::At((block + 1) * BLOCK, b"x")).collect();
     sim.write(node, &writes)
 }
 
-/// The suspend waited for the writes, the writes for space, and the check that would have found
-/// space for the snapshot: 63 s.
+/// Formerly the suspend waited for the writes, the writes for space, and the check that would have
+/// allocated space for the snapshot: 63 s in all.
 #[test]
 fn a_full_pool_gets_space_before_a_snapshot() {
     let mut bench = unchecked(60 * GIB.0);
@@ -141,7 +142,7 @@ fn a_full_pool_without_space_refuses_a_snapshot() {
     expect_identities(&bench, &["f", "s"]);
 }
 
-/// If the origin cannot be suspended, it keeps running and the snapshot is not made.
+/// If the origin cannot be suspended, it keeps running and no snapshot is made.
 #[test]
 fn an_origin_that_cannot_be_suspended_goes_on() {
     let mut bench = machine(MetadataVersion::V2);

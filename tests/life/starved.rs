@@ -1,5 +1,5 @@
-//! Thin pools without metadata space: they are not damaged, get more where space exists, and are
-//! restricted only until then.
+//! Thin pools without metadata space. They are not damaged: they get more metadata space where
+//! space exists, and are restricted only until then.
 
 use std::path::Path;
 
@@ -23,7 +23,8 @@ use support::bench::{Bench, GIB};
 const SMALL: Sectors = Sectors(2 * GIB.0);
 const BLOCK: u64 = 1 << 20;
 
-/// A pool on a disk of 2 GiB of which all is handed out, with two filesystems, and a large disk beside it.
+/// A completely allocated pool on a disk of 2 GiB, with two filesystems. The machine has another,
+/// large disk.
 fn small() -> Bench {
     let sim = Sim::builder().disk("/dev/small", SMALL).disk("/dev/large", Sectors(100 * GIB.0)).build();
     let mut bench = Bench::start(sim);
@@ -43,7 +44,7 @@ fn status(bench: &Bench) -> PoolStatus {
     PoolStatus::parse(&text).unwrap()
 }
 
-/// Writes to a block of f that has not been written yet.
+/// Writes to a block of `f` that has not been written yet.
 fn write(bench: &Bench, block: u64) -> stratisd::platform::Result<()> {
     let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
     bench.sim.write(&node, &[WriteStep::At(block * BLOCK, b"new"), WriteStep::Flush])
@@ -76,8 +77,8 @@ fn expect_restricted(bench: &mut Bench) {
     assert!(matches!(error, Error::MetadataExhausted { .. }), "{error:?}");
 }
 
-/// A pool that was read-only for lack of metadata space counted as damaged: the check did not
-/// extend the metadata, and only a stop freed it.
+/// Formerly a thin pool that was read-only for lack of metadata space counted as damaged. The check
+/// did not extend its metadata, and only a stop ended the restriction.
 #[test]
 fn the_check_extends_metadata_where_space_exists() {
     let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(100 * GIB.0)).build());
@@ -99,7 +100,7 @@ fn expect_free_after_reboot(bench: Bench) {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7);
 }
 
-/// Adding a disk, which would have ended the restriction, was refused because of it.
+/// Formerly the restriction refused the addition of a disk, although the disk would have ended it.
 #[test]
 fn a_disk_ends_the_restriction() {
     let mut bench = small();
@@ -150,7 +151,7 @@ fn a_restarted_daemon_accepts_a_disk_too() {
     expect_free(&mut bench, "after a disk was added");
 }
 
-/// The amount of metadata follows from the size of the pool.
+/// The amount of thin metadata follows from the size of the pool.
 #[test]
 fn metadata_grows_with_its_pool() {
     let mut bench = small();
@@ -165,7 +166,7 @@ fn metadata_grows_with_its_pool() {
     let arguments = sizes::thin_metadata_size_arguments(pool.total, pool.fs_limit);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let needed = sizes::thin_metadata(&bench.sim.run(Program::ThinMetadataSize, &arguments).unwrap()).unwrap();
-    // Of `total` some is metadata itself, which needs none.
+    // A part of `total` is metadata itself and needs no further metadata.
     assert!(
         before < needed && metadata(&bench) > Sectors(needed.0 / 10 * 9),
         "{before:?} {needed:?} {:?}",
@@ -173,15 +174,15 @@ fn metadata_grows_with_its_pool() {
     );
 }
 
-/// The thin device of an unfinished filesystem could not be deleted, and the pool was restricted
-/// forever.
+/// Formerly the thin device of an unfinished filesystem could not be deleted, and the pool stayed
+/// restricted forever.
 #[test]
 fn a_creation_without_metadata_space_leaves_nothing() {
     let mut bench = small();
     for free in 0..3 {
         bench.sim.take_metadata(&Role::ThinPool.name(bench.id("p")), free).unwrap();
         bench.create_filesystems("p", &["more"]).unwrap_err();
-        // The log says only once that metadata cannot grow.
+        // The result does not matter: the check reports only once that metadata cannot grow.
         let _ = check(&mut bench);
         bench.check_nothing_left(&format!("with {free} blocks"));
     }
@@ -189,7 +190,7 @@ fn a_creation_without_metadata_space_leaves_nothing() {
     expect_free(&mut bench, "after a disk was added");
 }
 
-/// A damaged pool stays restricted, whatever space there is.
+/// A damaged pool stays restricted, however much space there is.
 #[test]
 fn damage_is_not_ended_by_space() {
     let mut bench = small();
@@ -205,7 +206,8 @@ fn damage_is_not_ended_by_space() {
     expect_free(&mut bench, "after a start and a disk");
 }
 
-/// A failure that counted as a deletion would leave a thin device whose blocks are never free again.
+/// If the failure counted as a deletion, the thin device would stay and its blocks would never be
+/// free again.
 #[test]
 fn a_thin_device_that_stays_is_deleted_later() {
     let mut bench = small();

@@ -1,4 +1,5 @@
-//! Pools are stopped and started, also those that were only partly taken down or cannot be started.
+//! Pools are stopped and started, including pools that were only partly taken down or that cannot
+//! be started.
 
 use std::path::Path;
 
@@ -36,7 +37,8 @@ fn by_name(text: &str) -> PoolRef {
     PoolRef::Name(name(text))
 }
 
-/// Whether the pool of that name, which does not run, is up in part. `None`: no such pool is known.
+/// Whether the stopped pool of this name has active leftovers. `None` if no stopped pool has the
+/// name.
 fn is_partial(bench: &Bench, pool: &str) -> Option<bool> {
     let stopped = bench.stopped();
     let found = stopped.named(pool).next();
@@ -94,7 +96,8 @@ fn a_filesystem_in_use_keeps_the_pool_running() {
     assert_eq!((bench.pool("p").unwrap(), bench.sim.leftovers(), disks::json_on(&bench.sim, "/dev/a")), before);
     bench.sim.unmount_user(Path::new("/mnt/g")).unwrap();
 
-    // Open, but not mounted: what was taken down before it comes up again, with its link.
+    // The device is open but not mounted. The stop sets up again what it has taken down, with its
+    // link.
     for filesystem in ["f", "g"] {
         let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", filesystem));
         bench.sim.hold_device(&device, 5).unwrap();
@@ -106,7 +109,7 @@ fn a_filesystem_in_use_keeps_the_pool_running() {
         assert_eq!((pool.filesystems.len(), pool.availability.word()), (2, "fully_operational"));
         assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 7);
     }
-    // The thin pool itself: as well.
+    // The same holds for the thin pool.
     bench.sim.hold_device(&Role::ThinPool.name(bench.id("p")), 5).unwrap();
     assert!(bench.stop_pool("p").unwrap_err().is_busy());
     bench.check_nothing_left("the thin pool was in use");
@@ -114,7 +117,7 @@ fn a_filesystem_in_use_keeps_the_pool_running() {
     assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Done(_)));
 }
 
-/// A pool whose lowest device was in use during the stop.
+/// A pool whose lowest device was in use during its stop.
 fn partly_stopped() -> Bench {
     let mut bench = machine();
     let uuid = bench.id("p");
@@ -175,7 +178,7 @@ fn an_ambiguous_name_selects_no_stopped_pool() {
     bench.stop_pool("p").unwrap();
     bench.create_pool("p", &["/dev/c"]).unwrap();
     let second = bench.id("p");
-    // The first may have the name of a running one, and by that name the running one is meant.
+    // A stopped pool may have the name of a running one. That name then selects the running pool.
     let first = bench.stopped().list()[0].uuid;
     assert!(!bench.start_pool("p").unwrap());
     let taken =
@@ -214,7 +217,7 @@ fn what_unlocks_is_for_encrypted_pools() {
     for disk in ["/dev/a", "/dev/b"] {
         disks::change(&bench.sim, disk, |json| {
             json["features"] = serde_json::json!(["Encryption"]);
-            // Counted from the opened LUKS device then.
+            // In an encrypted pool these offsets count from the start of the opened LUKS device.
             let counted = |lists: &mut serde_json::Value| {
                 for segment in lists.as_array_mut().into_iter().flatten() {
                     segment[0] = serde_json::json!(segment[0].as_u64().unwrap() - 34_816);
@@ -240,7 +243,7 @@ fn a_start_that_fails_can_be_repeated() {
     let mut bench = machine();
     bench.stop_pool("p").unwrap();
     bench.sim.pull_disk(Path::new("/dev/b")).unwrap();
-    // Whether or not udev has told of it yet.
+    // The start fails whether or not udev has already reported the removal.
     let error = bench.start_pool("p").unwrap_err();
     assert!(matches!(&error, Error::DevicesMissing { missing, .. } if missing.len() == 1), "{error:?}");
     assert_eq!(is_partial(&bench, "p"), Some(false));
@@ -250,15 +253,15 @@ fn a_start_that_fails_can_be_repeated() {
     bench.check_nothing_left("after the second try");
 }
 
-/// Found by pairs of faults: a start in which no device of the pool could be read took the pool for one that was never
-/// completed, and forgot it until the next look at its devices.
+/// Found by pairs of faults: after a start in which no device of the pool could be read, the daemon
+/// took the pool for one that had never been completed, and forgot it until the next discovery.
 #[test]
 fn a_pool_with_unreadable_devices_is_not_forgotten() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = machine_of(version);
         bench.stop_pool("p").unwrap();
         let before = bench.stopped().list()[0].clone();
-        // Each is looked up twice.
+        // The start looks up each device twice.
         for disk in ["/dev/a", "/dev/a", "/dev/b", "/dev/b"] {
             bench.sim.faults().fail_next(CallKind::FindDevice, disk);
         }
@@ -273,12 +276,12 @@ fn a_pool_with_unreadable_devices_is_not_forgotten() {
     }
 }
 
-/// As above, when everything is read anew and when udev tells of a change.
+/// As [`a_pool_with_unreadable_devices_is_not_forgotten`], for a refresh and for udev events.
 #[test]
 fn a_device_that_cannot_be_read_stays_known() {
     let fail = |bench: &Bench| {
         bench.sim.faults().clear();
-        // Both copies of each header, however often they are tried.
+        // Fail the reads of both copies of each header, however often they are tried.
         (0..20).for_each(|at| bench.sim.faults().fail_next(CallKind::Read, ["/dev/a", "/dev/b"][at % 2]));
     };
     let mut bench = machine();
@@ -296,7 +299,7 @@ fn a_device_that_cannot_be_read_stays_known() {
         bench.run(ops::device_event(event));
     }
     assert_eq!(bench.stopped().list(), before);
-    // Devices that have vanished are forgotten nevertheless.
+    // A refresh still forgets devices that have vanished.
     bench.sim.pull_disk(Path::new("/dev/a")).unwrap();
     bench.sim.faults().clear();
     bench.run(ops::refresh()).unwrap();
@@ -334,7 +337,7 @@ fn why_a_pool_does_not_run_is_known() {
     let error = bench.start_pool("p").unwrap_err();
     assert_eq!(reason(&bench), error.sentence());
     bench.sim.add_disk(Path::new("/dev/b"), support::bench::GIB).unwrap();
-    // A start that fails on the way.
+    // Fail a start half-way.
     let device = Role::ThinPool.name(bench.stopped().list()[0].uuid);
     bench.sim.faults().fail_next(CallKind::DmCreate, &device);
     bench.start_pool("p").unwrap_err();
@@ -353,7 +356,7 @@ fn why_a_pool_does_not_run_is_known() {
     bench.stop_pool("p").unwrap();
     assert_eq!(reason(&bench), "it was stopped by request");
 
-    // As a daemon that starts finds it.
+    // A daemon that starts shows the reason, too.
     let bench = machine();
     bench.sim.cut_power();
     bench.sim.power_on();
@@ -370,7 +373,7 @@ fn a_pool_of_unknown_name_makes_names_ambiguous() {
     bench.run(ops::init_cache(pool, vec!["/dev/fast".into()])).unwrap();
     bench.sim.cut_power();
     bench.sim.power_on();
-    // The leftovers hold no name.
+    // The cache device that is left does not hold the name of the pool.
     bench.sim.pull_disk(Path::new("/dev/a")).unwrap();
     let mut bench = Bench::start(bench.sim);
     for error in [bench.start_pool("p").unwrap_err(), bench.stop_pool("p").unwrap_err()] {

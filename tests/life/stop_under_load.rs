@@ -1,5 +1,5 @@
-//! The daemon stops while many requests are under way: every caller gets an answer, and every
-//! answer is true.
+//! The daemon stops while many requests are under way. Every caller gets a reply, and every reply
+//! is true.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use threads::{group::Group, pulse::Pulse};
 
 use support::bench::{Bench, GIB, name};
 
-/// Only so that a lost event fails the test.
+/// A limit that only makes a test with a lost event fail.
 const HANG: Duration = Duration::from_secs(60);
 const CREATIONS: usize = 200;
 
@@ -36,7 +36,7 @@ enum Told {
     Refused(usize, String),
 }
 
-/// The daemon waited for all formats, gave up after a minute, and had answered nobody.
+/// Formerly the daemon waited for all formats, gave up after a minute, and had sent no replies.
 #[test]
 fn a_stop_completes_begun_creations_and_refuses_others() {
     let mut bench = Bench::start(Sim::builder().build());
@@ -77,7 +77,8 @@ fn a_stop_completes_begun_creations_and_refuses_others() {
         dispatcher.submit(Request { label: format!("create {number}"), chain, on_failure });
     }
     assert!(formats.wait_for(LIMITS.slow.per_share, HANG));
-    // All have begun: their thin devices are made, and nobody needs the pool.
+    // Wait until all creations have begun: their thin devices exist, and no creation holds or
+    // awaits the pool's lock.
     let settled = || {
         let seen = dispatcher.observe();
         seen.holders.is_empty() && seen.waiters.is_empty()

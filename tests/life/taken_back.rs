@@ -1,4 +1,4 @@
-//! Operations fail, and their undo fails too: the next daemon finds the state before or after.
+//! Operations fail, and so does their undo. The next daemon finds the state before or after.
 
 use std::path::Path;
 
@@ -28,8 +28,8 @@ fn one_disk(version: MetadataVersion) -> Bench {
     bench
 }
 
-/// Strikes each step, after it has taken effect, and breaks the machine from the next one on until the request has ended;
-/// gives each machine with the daemon that starts then.
+/// Strikes each step after it has taken effect, and makes all later steps fail until the request
+/// ends. Runs `check` with the daemon that starts next, and once more after a reboot.
 fn strike_twice(prepare: impl Fn() -> Bench, act: fn(&mut Bench) -> Result<()>, check: impl Fn(&mut Bench, &str)) {
     let mut bench = prepare();
     let first = bench.sim.steps();
@@ -55,9 +55,9 @@ fn strike_twice(prepare: impl Fn() -> Bench, act: fn(&mut Bench) -> Result<()>, 
     }
 }
 
-/// Found in review: the smaller size was recorded on the device again, under metadata that could
-/// already be the new one with space reserved past that size. The pool could not be set up any
-/// more.
+/// Found in review: the undo recorded the smaller size on the device again, while the pool metadata
+/// on disk could already be the new one, with space reserved past that size. After that the pool
+/// could not be set up.
 #[test]
 fn a_possibly_grown_device_stays_in_its_pool() {
     for version in BOTH {
@@ -79,8 +79,8 @@ fn a_possibly_grown_device_stays_in_its_pool() {
     }
 }
 
-/// Found in review: a failed start wrote back the record without the cache, so the cache was given
-/// up or its devices blocked the pool.
+/// Found in review: a failed start wrote back pool metadata without the cache, so the cache was
+/// given up or its devices blocked the pool.
 #[test]
 fn a_cache_whose_removal_fails_is_kept() {
     for version in BOTH {
@@ -100,14 +100,14 @@ fn a_cache_whose_removal_fails_is_kept() {
     }
 }
 
-/// Found in review: the entry of the journal went although the thin device that it named could not be removed, which nothing
-/// ever found again.
+/// Found in review: the journal entry was removed although the thin device that it named could not
+/// be removed. Nothing ever found that thin device again.
 #[test]
 fn the_journal_names_a_thin_device_that_stays() {
     let mut bench = one_disk(MetadataVersion::V2);
     let faults = bench.sim.faults();
     faults.fail_next(CallKind::Run(Program::MkfsXfs), "uuid=");
-    // As many times as the removal is attempted.
+    // The number of attempts to remove the device.
     (0..2).for_each(|_| faults.fail_next(CallKind::DmRemove, "-thin-fs-"));
     let error = bench.create_filesystems("p", &["g"]).unwrap_err();
     assert_eq!(error.leaves(), Availability::NoRequests, "{}", error.sentence());
@@ -120,16 +120,17 @@ fn the_journal_names_a_thin_device_that_stays() {
     assert_eq!(bench.create_filesystems("p", &["g"]).unwrap(), 1);
 }
 
-/// Found in review: a filesystem whose destruction may have been decided was brought up again, and what was written to it was
-/// lost at the next start.
+/// Found in review: a filesystem whose destruction may have been decided was set up again. Data
+/// written to it was lost at the next start.
 #[test]
 fn a_filesystem_that_may_be_destroyed_stays_down() {
     let mut bench = one_disk(MetadataVersion::V2);
     let doomed = bench.filesystem("p", "f");
     let faults = bench.sim.faults();
-    // After the first the metadata volume is mounted again, and the entry is written once more.
+    // After the first failure the metadata volume is mounted again and the entry is written once
+    // more.
     (0..2).for_each(|_| faults.fail_next(CallKind::SyncDirectory, "/pending/"));
-    // As often as the entry is to be removed.
+    // The number of attempts to remove the entry.
     (0..4).for_each(|_| faults.fail_next(CallKind::RemoveFile, "/pending/"));
     let error = bench.run(ops::destroy_filesystems(bench.id("p"), vec![doomed])).unwrap_err();
     assert_eq!(error.leaves(), Availability::NoRequests, "{}", error.sentence());
@@ -141,8 +142,8 @@ fn a_filesystem_that_may_be_destroyed_stays_down() {
     bench.check_nothing_left("after a restart");
 }
 
-/// Found in review: the metadata of a pool whose creation failed was written once more, and the pool came up at the next start
-/// when its disk could not be wiped.
+/// Found in review: the undo of a failed creation wrote the pool metadata once more. If the disk
+/// could not be wiped, the pool was set up at the next start.
 #[test]
 fn a_failed_creation_never_comes_up() {
     let machine = || Bench::start(Sim::builder().record().build());
@@ -179,8 +180,8 @@ fn a_failed_creation_never_comes_up() {
     }
 }
 
-/// Found in review: metadata that only the new device had counted as recorded. If that device went, the pool was set up from
-/// an older record, without it.
+/// Found in review: pool metadata that only the new device had counted as recorded. If that device
+/// vanished, the pool was set up from older pool metadata, without the device.
 #[test]
 fn a_record_on_new_devices_only_decides_nothing() {
     for version in BOTH {
@@ -189,7 +190,7 @@ fn a_record_on_new_devices_only_decides_nothing() {
         bench.sim.faults().fail_next(CallKind::Write, "/dev/a");
         bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into()])).unwrap_err();
         assert_eq!(*bench.pool("p").unwrap(), *before);
-        // The device is nobody's.
+        // The new device belongs to no pool.
         assert_eq!(bench.sim.read(Path::new("/dev/c"), 0, 8192).unwrap(), vec![0; 8192], "{version:?}");
         let mut bench = bench.reboot();
         assert_eq!(bench.pool("p").unwrap().devices.len(), 1, "{version:?}");
@@ -197,7 +198,7 @@ fn a_record_on_new_devices_only_decides_nothing() {
     }
 }
 
-/// An unsure record restricted the pool until a stop and a start.
+/// Formerly an unsure record restricted the pool until a stop and a start.
 #[test]
 fn the_check_resolves_an_unsure_record() {
     type Act = fn(&mut Bench) -> Result<()>;
@@ -221,7 +222,7 @@ fn the_check_resolves_an_unsure_record() {
                 let done = act(&mut bench);
                 let at = format!("{version:?}: request {nth}, step {step}: {done:?}\n{}", bench.tail(first));
                 let is_unsure = done.as_ref().is_err_and(stratisd::engine::Error::is_unsure);
-                // What could not be undone in the kernel stays a reason.
+                // A failed undo in the kernel keeps the pool restricted for another reason.
                 if !is_unsure || done.is_err_and(|error| error.leaves_in_kernel() > Availability::Full) {
                     continue;
                 }
@@ -244,7 +245,7 @@ fn the_check_resolves_an_unsure_record() {
     }
 }
 
-/// The larger size stands on the device, so the record alone cannot be what it was.
+/// The device already has the larger size, so restoring the pool metadata alone is not enough.
 #[test]
 fn an_unsure_growth_waits_for_the_next_start() {
     let prepare = || {

@@ -1,5 +1,5 @@
-//! Stops, starts and refreshes run concurrently with other requests: in every order that a seed
-//! gives, each ends, and the outcome is that of some sequence.
+//! Stops, starts and refreshes run concurrently with other requests. In every order that a seed
+//! gives, each request ends, and the outcome is that of some sequence of the requests.
 
 use stratisd::{
     base::{name::Name, pool_ref::PoolRef},
@@ -24,7 +24,7 @@ fn machine() -> Bench {
     bench
 }
 
-/// Whether something was changed; or the text of the error.
+/// Whether the request changed anything, or the text of its error.
 type Told = Result<bool, String>;
 
 fn told<T: Send + 'static>(chain: Step<engine::Result<T>>, changed: fn(&T) -> bool) -> Step<Told> {
@@ -64,7 +64,7 @@ fn a_stop_waits_for_its_own_pool_only() {
         let results = all.finish();
         let history = all.history.join("\n");
         assert_eq!(results[1..], [Ok(true), Ok(true)], "seed {seed}:\n{history}");
-        // It came first, or found the pool gone.
+        // The creation came first, or found the pool stopped.
         assert!(results[0] == Ok(true) || results[0].as_ref().is_err_and(|why| why.contains("no running pool")));
         assert_eq!(all.bench.names(), ["q"], "seed {seed}:\n{history}");
         all.bench.check_nothing_left(&history);
@@ -121,7 +121,7 @@ fn whatever_comes_together_comes_to_its_end() {
         assert!(stopped.list().iter().all(|pool| !pool.partial), "seed {seed}:\n{history}");
         all.bench.check_nothing_left(&history);
         if stopped.list().is_empty() {
-            // Everything that a reply confirmed exists.
+            // Every filesystem whose creation a reply has confirmed exists.
             let expected = if results[3] == Ok(true) { 2 } else { 1 };
             assert_eq!(all.bench.pool("p").unwrap().filesystems.len(), expected, "seed {seed}:\n{history}");
         }
@@ -145,7 +145,7 @@ fn start_and_creation_never_share_a_name() {
         all.begin("create", told(ops::create_pool(new), Option::is_some));
         let results = all.finish();
         let history = all.history.join("\n");
-        // By name, the start finds the new pool running if that came first.
+        // If the creation came first, a start by name finds the new pool running.
         let clear = [Ok(true), Ok(false)].contains(&results[0]) && (results[1] == Ok(true)) != (results[0] == Ok(true));
         let taken =
             results[0].as_ref().is_err_and(|why| why.contains("running pool is named p")) && results[1] == Ok(true);

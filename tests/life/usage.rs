@@ -1,4 +1,4 @@
-//! What clients see of a pool's sizes after a change, without a check in between (promise P3).
+//! The sizes of a pool that clients see after a change, without a check in between (promise P3).
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use stratisd::{
 };
 use support::bench::{Bench, GIB, name};
 
-/// Checks that a check would not change anything that is shown.
+/// Checks that a check would not change the view.
 fn is_up_to_date(bench: &mut Bench, after: &str) {
     let before = bench.pool("p").unwrap();
     bench.check_pools();
     assert_eq!(before, bench.pool("p").unwrap(), "after {after}");
 }
 
-/// As [`is_up_to_date`], but for how full filesystems of these names are, to which users have written.
+/// As [`is_up_to_date`], except for the usage of these filesystems, to which users have written.
 fn is_up_to_date_but(bench: &mut Bench, after: &str, written: &[&str]) {
     let shown = |bench: &Bench| {
         let mut pool = view::PoolView::clone(&bench.pool("p").unwrap());
@@ -31,7 +31,8 @@ fn is_up_to_date_but(bench: &mut Bench, after: &str, written: &[&str]) {
     assert_eq!(before, shown(bench), "after {after}");
 }
 
-/// `TotalPhysicalUsed` was unchanged after CreateFilesystems until the next check, ten seconds later.
+/// Formerly `TotalPhysicalUsed` changed only at the next check after CreateFilesystems, up to ten
+/// seconds later.
 #[test]
 fn used_space_is_that_after_the_change() {
     let mut bench = Bench::start(stratisd::platform::sim::Sim::builder().build());
@@ -43,7 +44,7 @@ fn used_space_is_that_after_the_change() {
     bench.create_filesystems("p", &["f", "g"]).unwrap();
     assert!(used(&bench) > empty);
     is_up_to_date(&mut bench, "the creation of filesystems");
-    // What the snapshot writes back belongs to the origin.
+    // Data that the snapshot writes back belongs to the origin.
     bench.mark("p", "f", 1);
     let origin = bench.filesystem("p", "f");
     bench.run(ops::snapshot_filesystem(pool, origin, name("s"))).unwrap();
@@ -82,7 +83,7 @@ fn used_space_is_that_after_the_change() {
     is_up_to_date(&mut bench, "a refresh");
 }
 
-/// A snapshot that replaced its origin, and a destroyed one.
+/// The revert of a filesystem to its snapshot, and the destruction of another filesystem.
 #[test]
 fn used_space_is_that_after_reverts_and_destructions() {
     let mut bench = Bench::with_two_filesystems();
@@ -110,7 +111,7 @@ fn used_space_is_that_after_reverts_and_destructions() {
     is_up_to_date(&mut bench, "a revert");
 }
 
-/// The XFS that has been extended had the use of before, and so had the pool, until the next check.
+/// Formerly an extended XFS and its pool showed their former usage until the next check.
 #[test]
 fn used_space_is_that_after_an_extension() {
     let mut bench = Bench::start(stratisd::platform::sim::Sim::builder().build());
@@ -125,7 +126,7 @@ fn used_space_is_that_after_an_extension() {
     };
     let half = |size: Sectors| Bytes(size.bytes().0 / 4 * 3);
     let mut before = shown(&bench);
-    // By the check of filesystems, and by the request that reads everything anew.
+    // Extend the filesystem by a check of filesystems, and by a refresh.
     for refresh in [false, true] {
         bench.sim.set_used(Path::new("/mnt/f"), half(before.0)).unwrap();
         match refresh {

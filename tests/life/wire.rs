@@ -1,6 +1,7 @@
-//! The same on the bus, against `stratisd --sim`: entries 193–200, 251–254 and 314–361 of
-//! `docs/spec/dbus/dbus-behaviours.md`, as far as they are about pools that are not encrypted. Texts are for people and not
-//! compared word by word. Waits are for messages; the limit is only there so that a lost one fails the test.
+//! The life of a pool over the bus, against `stratisd --sim`: entries 193–200, 251–254 and 314–361
+//! of `docs/spec/dbus/dbus-behaviours.md`, as far as they concern unencrypted pools. Error texts
+//! are for people, so the tests do not compare them word by word. All waits are for messages; a
+//! limit only makes a test with a lost message fail.
 
 use std::{
     fs::File,
@@ -20,7 +21,7 @@ const TOP: &str = "/org/storage/stratis3";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const NONE: ((bool, (bool, u32)), (bool, u32)) = ((false, (false, 0)), (false, 0));
 
-/// A daemon on a bus of our own, and a client with its signals.
+/// A daemon on a private bus, and a client with the signals that it has received.
 struct World {
     client: Channel,
     signals: Vec<Message>,
@@ -42,7 +43,7 @@ impl World {
         world
     }
 
-    /// Sends a call and waits for its answer; signals that come before are kept.
+    /// Sends a call and waits for its reply. Keeps signals that arrive before the reply.
     fn reply<R: ReadAll>(&mut self, call: Message) -> Result<R, (String, String)> {
         let serial = self.client.send(call).unwrap();
         let until = Instant::now() + HANG;
@@ -86,7 +87,7 @@ impl World {
         self.reply(call)
     }
 
-    /// The signals since this was last called, as `member path interface`.
+    /// Takes the signals that have arrived since the last call, as `member path interface`.
     fn take_signals(&mut self) -> Vec<String> {
         let tell = |message: Message| {
             let (path, member) = (message.path().unwrap().to_string(), message.member().unwrap().to_string());
@@ -153,7 +154,7 @@ impl World {
         pools
     }
 
-    /// Descriptors that the daemon has open.
+    /// The number of descriptors that the daemon has open.
     fn open_descriptors(&self) -> usize {
         self.daemon.descriptors()
     }
@@ -163,13 +164,14 @@ type Stopped = ((bool, String), u16, String);
 type Started = ((bool, (Path<'static>, Vec<Path<'static>>, Vec<Path<'static>>)), u16, String);
 
 fn error_name(message: &Message) -> String {
-    // The crate gives the name only with the whole error.
+    // The crate gives the name of an error only with the whole error.
     let mut copy = Message::duplicate(message).unwrap();
     let name = copy.as_result().err().and_then(|error| error.name().map(str::to_owned));
     name.unwrap_or_default()
 }
 
-/// A descriptor with the flag that there is none to be read: clients have to attach something.
+/// A descriptor that the daemon must not read, as the flag says. Clients have to attach one in any
+/// case.
 fn no_descriptor() -> (bool, File) {
     (false, File::open("/dev/null").unwrap())
 }
@@ -222,7 +224,7 @@ fn pools_stop_and_start() {
         let refused = world.start_pool(id, id_type);
         assert!(is_filler(&refused) && refused.1 == 1, "{refused:?}");
     }
-    // 327, 328: in the forms of each revision
+    // 327, 328, in the form of each revision
     let with_method: Started =
         world.call(TOP, "Manager.r9", "StartPool", (&*uuid, "uuid", (true, (false, 0_u32)), no_descriptor(), false));
     assert!(is_filler(&with_method) && with_method.1 == 1, "{with_method:?}");
@@ -259,7 +261,7 @@ fn pools_stop_and_start() {
     let again = world.start_pool(&uuid, "uuid");
     assert!(is_filler(&again) && again.1 == 0, "{again:?}");
 
-    // 337, 338, and the older forms of a start
+    // 337, 338, and older forms of the start
     let (refused, code, _): Stopped = world.call(TOP, "Manager.r2", "StopPool", (Path::from(format!("{TOP}/999")),));
     assert_eq!((refused, code), ((false, String::new()), 1));
     let mut path = path;
@@ -293,7 +295,7 @@ fn pools_stop_and_start() {
 fn descriptors_are_closed() {
     let mut world = World::start();
     world.create_pool("p", &["/dev/a"]);
-    // The first call may open things that stay.
+    // The first call may open descriptors that stay open.
     world.start_pool("p", "name");
     let before = world.open_descriptors();
     for announced in [true, false, true] {
@@ -301,11 +303,11 @@ fn descriptors_are_closed() {
         let refused: Started = world.call(TOP, "Manager.r9", "StartPool", ("p", "name", NONE.0, key, false));
         assert_eq!(refused.1, u16::from(announced), "{refused:?}");
     }
-    // And of a call that is refused before it is carried out.
+    // A call that is refused before it runs closes its descriptor, too.
     let key = (true, File::open("/dev/null").unwrap());
     let refused: Started = world.call(TOP, "Manager.r9", "StartPool", ("p", "nick", NONE.0, key, false));
     assert_eq!(refused.1, 1);
-    // One that comes after those has been dealt with; nothing of them is under way any more.
+    // This call is handled after the others, so none of them is under way any more.
     world.stopped_pools(9);
     assert!(world.open_descriptors() <= before, "descriptors were left open");
 }

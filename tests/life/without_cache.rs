@@ -1,4 +1,4 @@
-//! A pool that is started without its cache, because that is lost or no longer wanted.
+//! A pool is started without its cache, because the cache is lost or no longer wanted.
 
 use std::path::Path;
 
@@ -18,10 +18,10 @@ use stratisd::{
 use support::{bench::Bench, disks, examples::CACHE_DEVICE};
 
 const FAST: Sectors = Sectors(4 << 21);
-/// Where the kernel's metadata of the cache begins on it, in bytes.
+/// The place of the kernel's cache metadata on the cache device, in bytes.
 const CACHE_METADATA: std::ops::Range<u64> = (8192 << 9)..(8200 << 9);
 
-/// A stopped pool of `/dev/slow` with a cache on `/dev/fast`, as another daemon could have made it.
+/// A stopped pool on `/dev/slow` with a cache on `/dev/fast`, as another daemon could have made it.
 fn stopped_with_cache(version: MetadataVersion) -> Bench {
     let sim = Sim::builder().disk("/dev/fast", FAST).record().build();
     let mut bench = Bench::start(sim);
@@ -95,22 +95,23 @@ fn an_unwiped_cache_blocks_nothing() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = stopped_with_cache(version);
         let wiping = bench.sim.steps() + first_step_of_wiping(version);
-        // Two attempts are made.
+        // The wipe is attempted twice.
         bench.sim.faults().fail_at(wiping);
         bench.sim.faults().fail_at(wiping + 1);
         assert!(start(&mut bench, CacheTier::Drop).unwrap().is_some());
         bench.sim.faults().clear();
         check_without(&mut bench);
         assert_eq!(bench.sim.find_device(Path::new("/dev/fast")).unwrap().class, DeviceClass::Stratis);
-        // Neither for the pool nor for whoever takes the disk.
+        // The signature on the cache device disturbs neither the pool nor a new pool on that disk.
         bench = bench.reboot();
         check_without(&mut bench);
         bench.create_pool("q", &["/dev/fast"]).unwrap();
     }
 }
 
-/// The step, counted from the first of a start without the cache, in which the cache device begins to be wiped: the first
-/// that writes to it after the pool's metadata has been written without it.
+/// The step that begins to wipe the cache device, counted from the beginning of a start without the
+/// cache. It is the first write to the cache device after the pool metadata without the cache has
+/// been written.
 fn first_step_of_wiping(version: MetadataVersion) -> u64 {
     let mut bench = stopped_with_cache(version);
     let from = bench.sim.steps();
@@ -122,8 +123,9 @@ fn first_step_of_wiping(version: MetadataVersion) -> u64 {
     u64::try_from(committed + wiping).unwrap()
 }
 
-/// Found in review: what is written past a cache makes the blocks in it stale. A start without the cache wrote past it (it mounts
-/// the metadata volume) before that was on record, so one that was cut short led back to the cache and what it held.
+/// Found in review: writes that bypass a cache make its blocks stale. A start without the cache
+/// wrote to the metadata volume, which it mounts, before the pool metadata had dropped the cache.
+/// If that start was interrupted, the next one used the cache with its stale blocks.
 #[test]
 fn nothing_is_written_past_a_dirty_cache() {
     let prepared = |version, is_gone| {
