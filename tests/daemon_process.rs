@@ -1,6 +1,6 @@
-//! The daemon as a process: command line, start, threads, and every way in which it ends. Runs
-//! `stratisd --sim` on a private bus. A socket plays the service manager, so every wait is for an
-//! event; time limits only make a test with a lost event fail.
+//! The daemon as a process: command line, start, threads, and every way in which it ends. The tests
+//! run `stratisd --sim` on a private bus. A socket plays the service manager, so every wait is for
+//! an event; time limits only make a test with a lost event fail.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 
@@ -28,7 +28,7 @@ use support::{
 
 const STRATISD: &str = env!("CARGO_BIN_EXE_stratisd");
 
-/// A private bus, and the daemons that are started on it.
+/// A private bus, on which the tests start daemons.
 struct Rig(Bus);
 
 impl Rig {
@@ -42,7 +42,7 @@ impl Rig {
         channel
     }
 
-    /// Starts a daemon on this bus. `name` is for file names.
+    /// Starts a daemon on this bus. `name` is used in file names.
     fn daemon(&self, name: &str, arguments: &[&str], slow_ms: u64) -> Daemon {
         self.daemon_with(name, arguments, &[("STRATISD_SIM_SLOW_MS", &slow_ms.to_string())])
     }
@@ -65,7 +65,7 @@ impl Rig {
         Daemon { process: Process::new(child), told, stderr }
     }
 
-    /// Starts a daemon and waits until it serves.
+    /// Starts a daemon and waits until it is ready.
     fn ready(&self, arguments: &[&str], slow_ms: u64) -> Daemon {
         let daemon = self.daemon("notify", arguments, slow_ms);
         assert_eq!(daemon.next_state(), "READY=1");
@@ -86,7 +86,7 @@ impl Daemon {
         String::from_utf8(text[..length].to_vec()).unwrap()
     }
 
-    /// Waits for a line of its log with all these words.
+    /// Waits for a line of the daemon's log with all these words.
     fn wait_for_line(&mut self, words: &[&str]) {
         let mut line = String::new();
         while !words.iter().all(|word| line.contains(word)) {
@@ -95,7 +95,7 @@ impl Daemon {
         }
     }
 
-    /// What it has told and nobody has read.
+    /// The notifications that the daemon has sent and the test has not read.
     fn unread_states(&self) -> Vec<String> {
         self.told.set_nonblocking(true).unwrap();
         let mut text = [0; 64];
@@ -105,7 +105,7 @@ impl Daemon {
         states
     }
 
-    /// Waits for the exit. Returns the exit status and the rest of standard error.
+    /// Waits until the daemon exits. Returns its exit status and the rest of standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let status = self.process.end();
         let mut rest = String::new();
@@ -206,7 +206,7 @@ fn a_missing_bus_is_reported() {
 fn a_dead_thread_ends_the_daemon() {
     let mut bus = Rig::start();
     let daemon = bus.ready(&[], 0);
-    // The bus goes away, so the reader ends.
+    // The bus ends, so the reader thread ends.
     bus.0.kill();
     let (code, stderr) = daemon.end();
     assert_eq!(code, Some(1));
@@ -224,7 +224,7 @@ fn a_second_daemon_cannot_take_the_name() {
     assert_eq!(first.end().0, Some(0));
 }
 
-/// Whether a thread is one of this name of the table.
+/// Whether a thread has this name, which comes from the table of threads.
 fn is_named(thread: &str, name: &str) -> bool {
     match name.strip_suffix('*') {
         Some(family) => thread.starts_with(family),
@@ -232,7 +232,7 @@ fn is_named(thread: &str, name: &str) -> bool {
     }
 }
 
-/// Requests a pool and returns when its first step runs.
+/// Requests the creation of a pool, and returns when its first step runs.
 fn begin_create_pool(client: &Channel, daemon: &mut Daemon) -> u32 {
     let none: Vec<((bool, u32), &str)> = Vec::new();
     let no_clevis: Vec<((bool, u32), &str, &str)> = Vec::new();
@@ -272,8 +272,8 @@ fn wait_for_answer(client: &Channel, serial: u32) {
 #[test]
 fn started_requests_are_answered_before_exit() {
     let bus = Rig::start();
-    // Slow enough that the request is running when the signal arrives; the result does not depend
-    // on it.
+    // The steps are slow, so that the request is running when the signal arrives. The result does
+    // not depend on that.
     let mut daemon = bus.ready(&["--log-level", "trace"], 20);
     let client = bus.client();
     let serial = begin_create_pool(&client, &mut daemon);
@@ -283,8 +283,8 @@ fn started_requests_are_answered_before_exit() {
     assert_eq!(code, Some(0), "{log}");
 }
 
-/// A second SIGINT used to end the daemon in the middle of its requests; systemd and a daemon that
-/// takes over send one each.
+/// Formerly a second SIGINT ended the daemon in the middle of its requests. systemd and a daemon
+/// that takes over send one each.
 #[test]
 fn further_signals_do_not_cut_a_stop_short() {
     let bus = Rig::start();
@@ -302,11 +302,11 @@ fn further_signals_do_not_cut_a_stop_short() {
     assert!(log.contains("the daemon is already stopping"), "{log}");
 }
 
-/// Threads of a daemon that are held still by ptrace(2), as if they were stuck.
+/// Threads of a daemon that ptrace(2) stops, as if they were stuck.
 struct Held(Vec<Pid>);
 
 impl Held {
-    /// `name` as in the table of threads.
+    /// Stops the threads with this name, which comes from the table of threads.
     fn of(daemon: &Daemon, name: &str) -> Held {
         let mut held = Held(Vec::new());
         for task in fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap() {
@@ -329,13 +329,13 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         for thread in &self.0 {
-            // It may have ended.
+            // The thread may have ended.
             let _ = ptrace::detach(*thread, None);
         }
     }
 }
 
-/// Nobody noticed a daemon of which a thread was stuck.
+/// Formerly nothing reported a daemon with a stuck thread.
 #[test]
 fn the_watchdog_hears_only_while_all_threads_run() {
     const TOLD: &str = "WATCHDOG=1";
@@ -347,7 +347,7 @@ fn the_watchdog_hears_only_while_all_threads_run() {
     for name in thread_table::NAMES {
         let held = Held::of(&daemon, name);
         daemon.wait_for_line(&[name, "has not answered"]);
-        // What had been told before. From here to the next look nothing is.
+        // Discard notifications sent before. None may follow until the next log line.
         daemon.unread_states();
         daemon.wait_for_line(&[name, "has not answered"]);
         assert_eq!(daemon.unread_states(), Vec::<String>::new(), "while {name} is stuck");

@@ -1,5 +1,5 @@
-//! The bodies of the fuzz targets, run for a moment: on any bytes, and on good ones with some changed. What a fuzzer
-//! finds goes here as an example of its own.
+//! The bodies of the fuzz targets, run briefly on arbitrary bytes and on valid input with some
+//! bytes changed. An input that a fuzzer has found becomes an example here.
 
 use proptest::{collection::vec, prelude::*};
 use stratisd::platform::Timestamp;
@@ -39,13 +39,13 @@ const JOURNAL: [&str; 3] = [
     ),
 ];
 
-/// Good bytes.
+/// Two copies of a valid static header.
 fn good_headers() -> Vec<u8> {
     let (pool, device) = (PoolUuid::from_random([1; 16]), DevUuid::from_random([2; 16]));
     StaticHeader::new(pool, device, MetadataVersion::V2, Sectors(20_971_520), 1_700_000_000).encode().repeat(2)
 }
 
-/// A smallest area with two generations in it.
+/// The smallest valid metadata area, with two generations in it.
 fn good_area() -> Vec<u8> {
     let layout = Layout::new(Sectors(4)).expect("four sectors make four regions");
     let mut mda = Mda::empty(layout);
@@ -67,12 +67,12 @@ fn good_area() -> Vec<u8> {
     area
 }
 
-/// Bytes put in the place of some others: where, how many go, what comes. Positions count from 0 to 65535 over the
-/// whole.
+/// A replacement of some bytes by others: the position, the number of bytes to replace, and the new
+/// bytes. Positions from 0 to 65535 cover the whole input.
 type Splice = (u16, u8, Vec<u8>);
 
 fn splices() -> impl Strategy<Value = Vec<Splice>> {
-    // Numbers, words and signs of JSON, and plain bytes.
+    // Words, numbers and punctuation of JSON, and arbitrary bytes.
     const WORDS: &[&str] =
         &["null", "0", "18446744073709551615", "-1", "1e9", "\"\"", "[", "]", "{}", ",", "true", "\\u0000"];
     let new = prop_oneof![prop::sample::select(WORDS).prop_map(|w| w.as_bytes().to_vec()), vec(any::<u8>(), 0..9)];
@@ -90,7 +90,7 @@ fn spliced(good: &[u8], splices: &[Splice], keep_length: bool) -> Vec<u8> {
     bytes
 }
 
-/// The good bytes are good: otherwise what follows would look at nothing.
+/// The unchanged input must be valid, or the other tests would test nothing.
 #[test]
 fn seeds_are_accepted() {
     let metadata = PoolMetadata::parse(pool().as_bytes(), MetadataVersion::V2).unwrap();
@@ -146,7 +146,7 @@ proptest! {
 
     #[test]
     fn changed_numbers_in_pool_json(numbers in vec((0..40_usize, any::<u64>()), 1..4)) {
-        // Digits only, so that the text is read and its numbers reach the sums.
+        // Change digits only, so that the text stays valid and its numbers reach the arithmetic.
         let mut text = pool();
         for (which, number) in numbers {
             let mut starts: Vec<usize> = Vec::new();

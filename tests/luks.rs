@@ -115,9 +115,9 @@ impl LuksDevice {
         bytes
     }
 
-    /// The header as `cryptsetup` reads it; `None` if it is not installed.
+    /// The header as `cryptsetup` reads it; `None` if `cryptsetup` is not installed.
     fn dump(&self) -> Option<Value> {
-        // Not the daemon's program, but what an administrator would type.
+        // This is the program that an administrator would run, not one that the daemon runs.
         #[allow(clippy::disallowed_methods)]
         let output = std::process::Command::new("/sbin/cryptsetup")
             .args(["luksDump", "--dump-json-metadata"])
@@ -200,14 +200,14 @@ fn each_header_change_takes_effect() {
     assert_eq!(header.tokens, [(3, keyring_token(5))].into());
     let header = luks_device.change(None, HeaderChange::PutToken(3, clevis_token(0))).unwrap();
     assert_eq!(header.tokens, [(3, clevis_token(0))].into());
-    // Destroyed, and removed from its token.
+    // The keyslot is destroyed, and removed from its token.
     let header = luks_device.change(None, HeaderChange::DestroyKeyslot(0)).unwrap();
     assert_eq!(header.keyslots, [5].into());
     assert_eq!(header.tokens[&3]["keyslots"], json!([]));
     assert!(matches!(luks_device.open(&first, None).unwrap_err(), Error::WrongKey { .. }));
     let header = luks_device.change(None, HeaderChange::RemoveToken(3)).unwrap();
     assert!(header.tokens.is_empty());
-    // Removing what is gone succeeds.
+    // Removing an absent token or keyslot succeeds.
     let before = luks_device.bytes(0, 32 << 20);
     let gone = [HeaderChange::RemoveToken(3), HeaderChange::DestroyKeyslot(0)];
     assert_eq!(luks_device.luks.change(&luks_device.path(), None, &gone).unwrap(), header);
@@ -220,7 +220,7 @@ fn a_failed_change_keeps_those_before_it() {
     let luks_device = LuksDevice::formatted(&first);
     let add = || HeaderChange::AddKeyslot(keyslot(0, &second));
     for (unlock, change) in [
-        // A number in use, no passphrase, a missing keyslot.
+        // The keyslot number is in use; there is no passphrase; the token names a missing keyslot.
         (Some(unlock(&first, None)), add()),
         (None, HeaderChange::AddKeyslot(keyslot(1, &second))),
         (None, HeaderChange::PutToken(0, keyring_token(9))),
@@ -249,7 +249,7 @@ fn keyslots_for_a_new_volume_key_agree() {
     ];
     let header = luks_device.luks.change(&luks_device.path(), Some(unlock(&first, None)), &changes).unwrap();
     assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), DataEncryption::Encrypted));
-    // They do not open the device.
+    // The keyslots for the new volume key do not open the device yet.
     luks_device.open(&first, None).unwrap();
     for (passphrase, keyslot) in [(&first, Some(1)), (&second, Some(2)), (&second, None)] {
         assert!(matches!(luks_device.open(passphrase, keyslot).unwrap_err(), Error::WrongKey { .. }), "{keyslot:?}");
@@ -295,7 +295,7 @@ fn a_header_over_plaintext_says_nothing_is_done() {
 fn a_header_over_plaintext_is_written_when_complete() {
     let first = secret("first");
     let luks_device = LuksDevice::new();
-    // The second keyslot cannot be added.
+    // Adding the second keyslot fails.
     let keyslots = [keyslot(0, &first), keyslot(0, &first)];
     let error = luks_device.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &BTreeMap::new()).unwrap_err();
     assert!(matches!(error, Error::Luks { action: "format", .. }), "{error}");
@@ -331,7 +331,7 @@ fn a_damaged_header_differs_from_none() {
     let write = |at: u64, bytes: &[u8]| {
         File::options().write(true).open(luks_device.path()).unwrap().write_all_at(bytes, at).unwrap();
     };
-    // One valid copy is enough.
+    // One valid copy of the header is enough.
     write(0, &[0; 64 << 10]);
     assert_eq!(luks_device.read(), header);
     write(0, &copies);
@@ -345,7 +345,7 @@ fn a_damaged_header_differs_from_none() {
     assert!(matches!(error, Error::Luks { action: "read", .. }), "{error}");
     write(0, &[0; 128 << 10]);
     assert_eq!(luks_device.luks.read(&luks_device.path()).unwrap(), None);
-    // Version 1 is not supported.
+    // LUKS version 1 is not supported.
     write(0, b"LUKS\xba\xbe\x00\x01");
     assert_eq!(luks_device.luks.read(&luks_device.path()).unwrap(), None);
     let nowhere = luks_device.folder.path().join("nowhere");
@@ -386,7 +386,7 @@ fn a_wrong_child_program_is_an_error() {
     for (program, expected) in [
         ("/nonexistent", "cannot start the child process"),
         ("/bin/false", "the child process ended: exit status 1"),
-        // It returns the request as its answer.
+        // `cat` returns the request as its answer.
         ("/bin/cat", "the child process"),
     ] {
         let luks = Luks::served_by(Path::new(program));
@@ -397,7 +397,7 @@ fn a_wrong_child_program_is_an_error() {
 
 #[test]
 fn a_child_without_a_request_exits() {
-    // A start without a request, unlike the daemon's own.
+    // The test starts the child without a request, which the daemon never does.
     #[allow(clippy::disallowed_methods)]
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_stratisd"))
         .arg("--luks-child")
