@@ -106,7 +106,7 @@ fn start_and_write(bench: &mut Bench) -> Result<()> {
     write_more(bench)
 }
 
-/// A cached pool without unallocated space, and then a disk that is added to it.
+/// A cached pool without unallocated space, to which a disk is then added.
 fn cached_with_space(bench: &mut Bench, version: MetadataVersion) {
     full(bench, version);
     init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");

@@ -42,7 +42,7 @@ pub enum Then {
     /// Nothing. The operation creates several filesystems: all or none. If it is interrupted and so
     /// never answered, each filesystem exists completely or not at all.
     LookAtEach,
-    /// Checks of the pools until nothing changes. The next check makes live in the kernel what a
+    /// Checks of the pools until nothing changes. The next check carries out in the kernel what a
     /// request has only recorded, and uses the space that a request added.
     Check,
     /// As [`Then::Check`]. The operation is itself a check, which does several things in sequence

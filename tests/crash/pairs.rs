@@ -479,8 +479,8 @@ fn strike_pairs(variant: &Variant, pairs: u64, random: &mut StdRng, wrong: &mut 
         let kind = if random.random() { First::FailBefore } else { First::FailAfter };
         let first = (random.random_range(0..expected.steps), kind);
         let steps = steps_when_struck(variant, first);
-        // A first fault that causes no error needs few second faults. Most steps after an error
-        // belong to its undo.
+        // A few second faults for each first one are enough. Without an error one would do, and
+        // after an error most steps belong to the undo.
         for _ in 0..left.min(4) {
             left -= 1;
             let from = usize::try_from(first.0).expect("step numbers are small") + 1;

@@ -170,8 +170,8 @@ fn chain(bench: &Bench, request: &Request) -> Step<String> {
 type Outcome = (State, usize);
 
 fn outcome(bench: &Bench) -> Outcome {
-    // A prepared machine has no stopped pools that changed, and the engine reports a change only
-    // once.
+    // Without a reported change there are no stopped pools: a prepared machine knows none. The
+    // engine reports each change only once.
     (State::of(bench), bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()))
 }
 

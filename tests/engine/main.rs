@@ -1,7 +1,8 @@
 //! The engine's operations on a simulated machine, run step by step without threads and locks: what
 //! they refuse, find and keep, and how they interleave.
 
-// Tests unwrap also in helper functions; clippy recognizes only functions marked as tests.
+// A failed unwrap shows where a test stopped. Clippy allows it only in functions marked as tests,
+// not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 mod discovery;

@@ -68,7 +68,7 @@ fn a_device_that_shrank_into_data_is_refused() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 3);
 }
 
-/// The pool ignores later changes of a device that has become another pool's.
+/// The pool ignores later changes of a device that now belongs to another pool.
 #[test]
 fn a_device_of_another_pool_is_no_member() {
     let mut bench = machine();

@@ -82,7 +82,8 @@ fn a_cache_is_recorded_on_every_data_device() {
 #[test]
 fn a_destruction_is_recorded_on_every_device() {
     let mut bench = pool();
-    // A device in use: while the pool's lowest device is active, the daemon wipes nothing.
+    // The daemon wipes nothing while the pool's lowest device is active, so keep that device in
+    // use.
     bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), u32::MAX).unwrap();
     bench.run(ops::destroy_pool(bench.id("p"))).unwrap();
     all_agree(&bench);

@@ -1,4 +1,5 @@
-//! Pools fill up to the last block and recover without a restart. Thin metadata that cannot grow.
+//! Pools that fill up to the last block and recover without a restart, and thin metadata that
+//! cannot grow.
 
 use std::{path::Path, time::Duration};
 

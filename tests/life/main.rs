@@ -1,8 +1,9 @@
-//! The life of a pool on the simulated machine: it runs full and grows, gets and loses a cache, is
+//! The life of a pool on the simulated machine: it fills up and grows, gets and loses a cache, is
 //! stopped and started, its filesystems are extended and reverted, its devices change, and its thin
 //! pool fails. Chains run step by step; `wire` does the same over the bus.
 
-// Tests unwrap also in helper functions; clippy recognizes only functions marked as tests.
+// A failed unwrap shows where a test stopped. Clippy allows it only in functions marked as tests,
+// not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 mod cache;

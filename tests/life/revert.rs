@@ -295,7 +295,7 @@ fn full(version: MetadataVersion, disk: Sectors) -> Bench {
     bench.run(ops::create_filesystems(bench.id("p"), vec![filler])).unwrap();
     bench.mark("p", "f", 1);
     snapshot(&mut bench, "f", "s");
-    // A second snapshot shares blocks with the first, which else would own them alone.
+    // A second snapshot shares blocks with the first, which would otherwise own them alone.
     snapshot(&mut bench, "s", "t");
     schedule(&mut bench, "s", true).unwrap();
     let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "filler"));
