@@ -1,5 +1,5 @@
 //! Pools that other daemons made: the worked examples of `docs/spec/engine/ondisk-metadata.md` §6.9
-//! and §6.10, version 1, and metadata of older series.
+//! and 6.10, version 1, and metadata of older series.
 
 use serde_json::{Value, json};
 use stratisd::{
