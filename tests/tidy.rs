@@ -1,7 +1,8 @@
-//! Rules of the house that the compiler does not know: who may know whom, where `unsafe` may stand, that
-//! each module says what it is, how long a file may be, and what no file may name.
+//! Project rules that the compiler does not check: which part may use which, where `unsafe` is
+//! allowed, that each module begins with a description, the maximum length of a file, and names
+//! that no file may contain.
 //!
-//! Reads the sources as text. Knows nothing of what they do.
+//! These tests read the sources as text. They know nothing of what the code does.
 
 #[path = "tidy/documents.rs"]
 mod documents;
@@ -17,17 +18,18 @@ use std::{
     process::Command,
 };
 
-// ---- who may know whom ----
+// ---- dependencies between rooms ----
 
-/// A room: where its files lie, and which parts of this crate and which other crates it may name. Crates that are no
-/// concern of a rule (`serde`, `uuid`, …) are not listed: [`GUARDED_CRATES`] are those that belong to somebody.
+/// A room: the folder of its files, and the parts of this crate and the other crates that it may
+/// name. Crates that no rule restricts (`serde`, `uuid`, …) are not listed. [`GUARDED_CRATES`] are
+/// the restricted ones.
 struct Room {
     folder: &'static str,
     may_use: &'static [&'static str],
     crates: &'static [&'static str],
 }
 
-/// Crates that only certain rooms may name: the machine, the bus, threads.
+/// Crates that only certain rooms may name: those for the machine, the bus and threads.
 const GUARDED_CRATES: [&str; 11] = [
     "dbus",
     "devicemapper",
@@ -42,12 +44,13 @@ const GUARDED_CRATES: [&str; 11] = [
     "parking_lot",
 ];
 
-/// The first room whose folder holds a file decides. All may use `base`. `engine::x` stands for that module and what is below it.
+/// A file belongs to the first room whose folder contains it. All rooms may use `base`. `engine::x`
+/// means that module and the modules below it.
 const ROOMS: &[Room] = &[
     Room { folder: "threads/src", may_use: &[], crates: &["crossbeam_channel", "parking_lot", "rustix"] },
     Room { folder: "src/engine/metadata", may_use: &["engine", "platform::Timestamp"], crates: &[] },
     Room { folder: "src/engine/plan", may_use: &["engine"], crates: &[] },
-    // A mutex inside the engine is a leaf: nothing is waited for while it is held.
+    // A mutex inside the engine is a leaf: code that holds it waits for nothing.
     Room { folder: "src/engine", may_use: &["engine", "view", "platform"], crates: &["parking_lot"] },
     Room { folder: "src/view", may_use: &["view", "platform::Timestamp", "platform::luks"], crates: &[] },
     Room {
@@ -76,13 +79,14 @@ const ROOMS: &[Room] = &[
         may_use: &["daemon", "bus", "watch", "engine", "view", "platform"],
         crates: &["threads", "crossbeam_channel", "parking_lot", "signal_hook", "rustix", "nix"],
     },
-    // Every room may use it.
+    // All rooms may use `base`.
     Room { folder: "src/base", may_use: &[], crates: &[] },
     Room { folder: "src/bin", may_use: &["daemon", "bus"], crates: &[] },
     Room { folder: "src/lib.rs", may_use: &[], crates: &[] },
 ];
 
-/// What is narrower than its room: a file that holds the first may not name the second.
+/// Exceptions from what a room may use: a file in the folder may not name the part, for the given
+/// reason.
 const NEVER: &[(&str, &str, &str)] = &[
     ("src/bus", "engine::metadata", "the bus knows no on-disk layout"),
     ("src/bus", "platform::Platform", "the bus knows no device-mapper"),
@@ -92,7 +96,7 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("src/engine/plan", "platform", "planning knows no kernel"),
 ];
 
-/// A source file with its path relative to the project.
+/// A source file. The path is relative to the project.
 struct Source {
     path: String,
     text: String,
@@ -117,7 +121,8 @@ fn rust_sources(folders: &[&str]) -> Vec<Source> {
     found
 }
 
-/// The code without comments and without the contents of strings and characters, line breaks kept.
+/// The code without comments and without the contents of strings and character literals. Line
+/// breaks are kept.
 fn code_of(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -147,11 +152,11 @@ fn code_of(text: &str) -> String {
             });
             close.map_or(rest.len(), |(at, _)| at + 2)
         } else if first == '\'' {
-            // A character, or a lifetime, which has no closing quote after one character.
+            // A character literal, or a lifetime, which has no closing quote after one character.
             let mut characters = rest[1..].char_indices();
             match (characters.next(), characters.next()) {
                 (Some((_, '\\')), _) => rest[2..].find('\'').map_or(1, |at| {
-                    // '\'' has its closing quote one further.
+                    // In `'\''` the closing quote is the second one after the backslash.
                     if at == 0 { 4 } else { at + 3 }
                 }),
                 (Some(_), Some((at, '\''))) => at + 2,
@@ -172,7 +177,7 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// The code without the tests, line breaks kept: those may name what they need.
+/// The code without its tests, which may name whatever they need. Line breaks are kept.
 fn code_without_tests(source: &Source) -> String {
     const TEST_ONLY: &str = "#[cfg(test)]";
     if source.path.ends_with("tests.rs") || source.path.contains("/tests/") {
@@ -190,7 +195,8 @@ fn code_without_tests(source: &Source) -> String {
     kept + rest
 }
 
-/// How many bytes the item at the beginning of the code has: up to its semicolon, or to the end of its braces.
+/// The length in bytes of the item at the beginning of the code: up to its semicolon, or to its
+/// closing brace.
 fn item_length(code: &str) -> usize {
     let mut depth = 0;
     let end = code.char_indices().find(|(_, c)| {
@@ -204,8 +210,8 @@ fn item_length(code: &str) -> usize {
     end.map_or(code.len(), |(at, _)| at + 1)
 }
 
-/// Every path that the code names and that begins at a crate: `crate::engine::ids::FsUuid`, `dbus::Message`.
-/// `use` trees with braces are multiplied out.
+/// All paths in the code that begin at a crate: `crate::engine::ids::FsUuid`, `dbus::Message`. A
+/// `use` tree with braces yields one path for each of its names.
 fn named_paths(code: &str) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     let mut rest = code;
@@ -217,7 +223,7 @@ fn named_paths(code: &str) -> BTreeSet<String> {
             rest = &rest[at + 2..];
             continue;
         }
-        // Past all of it: what stands inside a tree is no path of its own.
+        // Skips the whole tree: the names inside it are not paths of their own.
         let (tree, length) = read_tree(&rest[start..]);
         paths.extend(tree);
         rest = &rest[start + length..];
@@ -229,7 +235,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Reads a path with an optional brace group at its end; gives all paths in it and how many bytes it took.
+/// Reads a path that may end in a brace group. Returns all paths in it and its length in bytes.
 fn read_tree(text: &str) -> (Vec<String>, usize) {
     let word = text.find(|c| !is_word(c)).unwrap_or(text.len());
     let name = &text[..word];
@@ -262,19 +268,21 @@ fn read_tree(text: &str) -> (Vec<String>, usize) {
     (below.into_iter().map(|path| format!("{name}::{path}")).collect(), taken + length)
 }
 
-/// `path` is `part` or lies below it.
+/// Whether `path` is `part` or lies below it.
 fn is_below(path: &str, part: &str) -> bool {
     path.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// The kernel's error numbers are plain values that anybody may compare with: `nix::libc::EBUSY`, `nix::errno::Errno`.
+/// Error numbers of the kernel are plain values that any room may compare with: `nix::libc::EBUSY`,
+/// `nix::errno::Errno`.
 fn is_error_number(path: &str) -> bool {
     let path = path.strip_prefix("nix::").unwrap_or(path);
     let constant = path.strip_prefix("libc::").is_some_and(|name| name.starts_with('E'));
     constant || path == "libc" || is_below(path, "errno")
 }
 
-/// A module of the same file or folder bears the name of a crate: `use super::{dm, udev};`, `mod udev;`.
+/// Whether the name is that of a module in the same file or folder and not of a crate: `use
+/// super::{dm, udev};`, `mod udev;`.
 fn is_local_module(name: &str, code: &str, paths: &BTreeSet<String>) -> bool {
     let imported = paths.iter().any(|path| {
         let mut parts = path.split("::");
@@ -283,7 +291,7 @@ fn is_local_module(name: &str, code: &str, paths: &BTreeSet<String>) -> bool {
     imported || code.contains(&format!("mod {name};"))
 }
 
-/// What a file names that its room may not.
+/// The paths in a file that its room may not name.
 fn wrong_arrows(path: &str, code: &str) -> Vec<String> {
     let Some(room) = ROOMS.iter().find(|room| path.starts_with(room.folder)) else {
         return vec![format!("{path}: belongs to no room of tests/tidy.rs")];
@@ -298,7 +306,8 @@ fn wrong_arrows(path: &str, code: &str) -> Vec<String> {
             _ => None,
         };
         if let Some(inside) = inside {
-            // In the threads crate `crate` is itself; in lib.rs nothing is named yet.
+            // In the threads crate, `crate` is that crate itself. A path that begins with a type
+            // comes from `lib.rs`.
             let own = room.folder == "threads/src" || inside.starts_with(char::is_uppercase);
             let base = is_below(inside, "base") && room.folder != "threads/src";
             if !own && !base && !room.may_use.iter().any(|part| is_below(inside, part)) {
@@ -408,9 +417,9 @@ fn no_rooms_for_odds_and_ends() {
 // ---- every file ----
 
 #[test]
-#[allow(clippy::disallowed_methods)] // git alone knows which files belong to the project
+#[allow(clippy::disallowed_methods)] // only git knows which files belong to the project
 fn no_file_names_a_registry() {
-    // In two halves, so that this file does not name them either.
+    // Each name is written in two halves, so that this file does not contain it.
     let hosts = [
         ("pypi", ".org"),
         ("pythonhosted", ".org"),
@@ -422,7 +431,8 @@ fn no_file_names_a_registry() {
     ]
     .map(|(a, b)| format!("{a}{b}"));
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(project()).output();
-    // Not a git checkout (a source archive): the rule has been checked where the archive was made.
+    // This is not a git checkout but a source archive. The rule was checked where the archive was
+    // made.
     let Ok(listed) = listed else { return };
     let files = String::from_utf8(listed.stdout).expect("file names in UTF-8");
     for file in files.split('\0').filter(|f| !f.is_empty() && !f.ends_with("Cargo.lock")) {

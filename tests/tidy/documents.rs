@@ -1,8 +1,10 @@
-//! References to documents: each document and each section that a source or another document names exists. References
-//! from documents: each source file that one names exists, and each `cargo test` command in one runs a test.
+//! References to and from documents. Each document and each section that a source or another
+//! document names must exist. Each source file that a document names must exist, and each `cargo
+//! test` command in a document must run a test.
 //!
-//! A reference is a file name that ends in `.md`, and the section numbers that follow it: `docs/spec/dbus/dbus-api.md`
-//! §7.1 and 7.3. A name without folder means the file of that name below docs/.
+//! A reference is a file name that ends in `.md`, with the section numbers that follow it:
+//! `docs/spec/dbus/dbus-api.md` §7.1 and 7.3. A name without a folder means the file of that name
+//! below docs/.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +15,15 @@ use std::{
 
 use super::{is_word, project, rust_sources};
 
-/// A document that a text names, and the sections of it.
+/// A document that a text names, and the sections of it that the text names.
 #[derive(Debug, PartialEq)]
 struct Reference {
     file: String,
     sections: Vec<String>,
 }
 
-/// Comment signs at the beginning of a line are not part of a sentence that goes on there.
+/// Joins the lines of a text, so that a sentence may continue on the next line. Removes the comment
+/// signs at the beginning of each line.
 fn one_line(text: &str) -> String {
     let lines =
         text.lines().map(|line| line.trim_start().trim_start_matches("//").trim_start_matches(['/', '!', '#']).trim());
@@ -48,7 +51,7 @@ fn references(text: &str) -> Vec<Reference> {
     found
 }
 
-/// The list of section numbers at the beginning of a text: `1–3, 6, 10.3`. A range names its two ends.
+/// The section numbers at the beginning of a text: `1–3, 6, 10.3`. A range yields its two ends.
 fn numbers(text: &str) -> Vec<String> {
     let mut numbers = Vec::new();
     let mut rest = text.trim_start();
@@ -66,22 +69,23 @@ fn numbers(text: &str) -> Vec<String> {
     }
 }
 
-/// The numbers of a document's headings: `### 6.10 Worked example`.
+/// The section numbers of a document's headings: `### 6.10 Worked example`.
 fn headings(document: &str) -> BTreeSet<String> {
     let titles = document.lines().filter_map(|line| line.strip_prefix('#')).map(|l| l.trim_start_matches('#').trim());
     titles.filter_map(|title| numbers(title).into_iter().next()).collect()
 }
 
-#[allow(clippy::disallowed_methods)] // git alone knows which files belong to the project
+#[allow(clippy::disallowed_methods)] // only git knows which files belong to the project
 pub(super) fn files() -> Vec<String> {
     let Ok(listed) = Command::new("git").args(["ls-files", "-z"]).current_dir(project()).output() else {
-        return Vec::new(); // a source archive: the rule has been checked where the archive was made
+        return Vec::new(); // a source archive: the rule was checked where the archive was made
     };
     let listed = String::from_utf8(listed.stdout).expect("file names in UTF-8");
     listed.split('\0').filter(|file| !file.is_empty()).map(str::to_owned).collect()
 }
 
-/// The file that a reference in `from` means: from the project, from the folder of `from`, or by name below docs/.
+/// The file that a reference in `from` means: a path from the project, a path from the folder of
+/// `from`, or a file name below docs/.
 fn resolve(named: &str, from: &str, documents: &BTreeMap<String, Vec<String>>) -> Option<String> {
     let beside = Path::new(from).parent().map(|folder| folder.join(named)).unwrap_or_default();
     let exists = [PathBuf::from(named), beside].into_iter().find(|path| project().join(path).is_file());
@@ -126,7 +130,7 @@ fn each_document_and_section_named_exists() {
     let mut wrong = Vec::new();
     let mut seen = 0;
     for file in files() {
-        // What is planted below names documents that are not there.
+        // The planted errors below name documents that do not exist.
         if file == "tests/tidy/documents.rs" || !project().join(&file).is_file() {
             continue;
         }
@@ -138,7 +142,8 @@ fn each_document_and_section_named_exists() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// The files and folders of the project that a document names as code: `src/bus/table.rs`, `ops/check.rs`, `tests/bus`.
+/// The files and folders of the project that a document names as code: `src/bus/table.rs`,
+/// `ops/check.rs`, `tests/bus`.
 fn named_files(document: &str) -> Vec<String> {
     const FOLDERS: [&str; 9] =
         ["src/", "tests/", "threads/", "docs/", "scripts/", "benches/", "fuzz/", "systemd/", "udev/"];
@@ -170,7 +175,8 @@ fn each_source_named_in_a_document_exists() {
     assert!(files.is_empty() || planted.iter().all(|named| is_nowhere(named, &files)));
 }
 
-/// What the `cargo test` commands of a document select tests by: `starved::` in `cargo test --test life starved::`.
+/// The test filters in the `cargo test` commands of a document: `starved::` in `cargo test --test
+/// life starved::`.
 fn test_filters(document: &str) -> Vec<String> {
     let document = document.split_whitespace().collect::<Vec<_>>().join(" ");
     let commands = document.split('`').skip(1).step_by(2).filter_map(|code| {
@@ -181,7 +187,7 @@ fn test_filters(document: &str) -> Vec<String> {
             match word {
                 "--test" | "--bench" | "--features" | "-p" => drop(words.next()),
                 option if option.starts_with('-') => {}
-                // NAME stands for any.
+                // `NAME` is a placeholder.
                 name if name.chars().any(char::is_lowercase) => filter = Some(name.to_owned()),
                 _ => {}
             }
@@ -191,7 +197,7 @@ fn test_filters(document: &str) -> Vec<String> {
     commands.collect()
 }
 
-/// The names that a filter may select by: those of functions and modules.
+/// The names that a filter can match: those of functions and modules.
 fn names_in_sources() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for source in rust_sources(&["src", "threads", "tests"]) {

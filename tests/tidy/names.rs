@@ -1,24 +1,26 @@
-//! Names and sizes: no two types share a name, a test's name is short, no `Pool` knows too much, and no file is longer
-//! than one reads at once.
+//! Rules for names and sizes: no two types share a name, the name of a test is short, no `Pool` has
+//! too many fields, and no file is too long to read in one go.
 //!
-//! Reads declarations, not uses. Test code may name its types as it likes: each test is read by itself.
+//! These tests read declarations, not uses. Test code may name its types freely, because each test
+//! is read on its own.
 
 use std::{collections::BTreeMap, fs};
 
 use super::{Source, code_of, code_without_tests, documents::files, is_word, project, rust_sources};
 
-/// Each area has its own error and the result that goes with it. They are used with the area in front (`engine::Error`).
+/// Each area has its own error and result type. Other areas write them with the area's name in
+/// front (`engine::Error`).
 const ONE_PER_AREA: [&str; 2] = ["Error", "Result"];
 
-/// A test's name states its promise in this many words.
+/// The maximum number of words in the name of a test.
 const TEST_NAME_WORDS_MAX: usize = 8;
 
 const POOL_FIELDS_MAX: usize = 10;
 
 const LINES_MAX: usize = 700;
 
-/// The types that the code declares, with the numbers of their lines. An indented `type` is an associated type, which
-/// its trait names, or a short name inside one function.
+/// The types that the code declares, with their line numbers. An indented `type` does not count: it
+/// is an associated type, which its trait names, or a short name inside one function.
 fn types(code: &str) -> Vec<(String, usize)> {
     let declared = code.lines().enumerate().filter_map(|(number, line)| {
         let public = line.trim_start().strip_prefix("pub").map(|rest| match rest.strip_prefix('(') {
@@ -37,7 +39,7 @@ fn types(code: &str) -> Vec<(String, usize)> {
     declared.collect()
 }
 
-/// The names of several types, each with its places.
+/// The names that several types share, each with the places of the types.
 fn doubles(sources: &[Source]) -> Vec<String> {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for source in sources {
@@ -55,7 +57,7 @@ fn each_type_name_has_one_meaning() {
     assert!(doubles.is_empty(), "{} names have two meanings:\n{}", doubles.len(), doubles.join("\n"));
 }
 
-/// The tests with longer names, in Rust and in the guest's Python.
+/// Tests whose names are too long, in Rust and in the Python code of the guest.
 fn long_test_names(source: &Source) -> Vec<String> {
     let mut after_attribute = false;
     let tests = source.text.lines().filter_map(|line| {
@@ -99,10 +101,10 @@ fn fields_of(code: &str, name: &str) -> Vec<Vec<String>> {
         while let Some(c) = characters.next() {
             match c {
                 '{' | '(' | '<' | '[' => depth += 1,
-                // Not the arrow of a function's type.
+                // The arrow of a function type does not close a bracket.
                 '>' if last == '-' => {}
                 '}' | ')' | '>' | ']' => depth -= 1,
-                // One colon ends a field's name, two are part of a path.
+                // One colon ends the name of a field. Two colons are part of a path.
                 ':' if depth == 1 && last != ':' && characters.peek() != Some(&':') && !word.is_empty() => {
                     fields.push(std::mem::take(&mut word));
                 }

@@ -1,8 +1,10 @@
-//! The structure as the sources have it: which file uses which, drawn as text, and where the arrows make a circle.
+//! The structure of the sources: which file uses which, drawn as text, and which files depend on
+//! each other in a cycle.
 //!
-//! `make structure` writes the drawing to docs/structure.md; `scripts/test --only structure` fails when it is stale. An
-//! arrow is a path in the code, without tests, that leads to another file. A name that a module only passes on
-//! (`pub use`) leads to the file that it comes from, and is no arrow of the module that passes it on.
+//! `make structure` writes the drawing to docs/structure.md; `scripts/test --only structure` fails
+//! when it is out of date. An arrow is a path in the code, without tests, that leads to another
+//! file. A name that a module re-exports (`pub use`) leads to the file that declares it, and is not
+//! an arrow of the module that re-exports it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,10 +19,10 @@ const PAGE: &str = "docs/structure.md";
 const WIDTH: usize = 100;
 const PASSED_ON_MAX: usize = 8;
 
-/// Which file uses which, by their paths.
+/// The files that each file uses, by path.
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
-/// A source as a module.
+/// A source file as a module.
 struct Module {
     file: String,
     code: String,
@@ -41,7 +43,7 @@ fn room(file: &str) -> &'static str {
     ROOMS.iter().find(|room| file.starts_with(room.folder)).map_or("?", |room| room.folder)
 }
 
-/// What the code passes on: the trees behind `pub use`.
+/// The paths that the code re-exports: the trees behind `pub use`.
 fn passed_on(code: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("use ") {
@@ -54,7 +56,7 @@ fn passed_on(code: &str) -> Vec<String> {
     found
 }
 
-/// The code without what it passes on.
+/// The code without its re-exports.
 fn without_passed_on(code: &str) -> String {
     let mut kept = String::with_capacity(code.len());
     let mut rest = code;
@@ -74,7 +76,7 @@ fn without_passed_on(code: &str) -> String {
     kept + rest
 }
 
-/// The code without the modules that a `pub(in ...)` names: a visibility is no use.
+/// The code without the modules that a `pub(in ...)` names, since a visibility is not a use.
 fn without_visibilities(code: &str) -> String {
     let mut pieces = code.split("pub(in ");
     let first = pieces.next().unwrap_or_default().to_owned();
@@ -84,7 +86,7 @@ fn without_visibilities(code: &str) -> String {
 
 struct Modules {
     by_path: BTreeMap<String, Module>,
-    /// Names that a module passes on, as `module::Name`, and where they come from.
+    /// Names that a module re-exports, as `module::Name`, and the paths that declare them.
     passed_on: BTreeMap<String, String>,
 }
 
@@ -114,7 +116,7 @@ impl Modules {
         modules
     }
 
-    /// A path as seen from a module, from the root of its crate.
+    /// Resolves a path in the module `from` to one from the root of its crate.
     fn whole(&self, from: &str, named: &str) -> String {
         let mut parts: Vec<&str> = named.split("::").collect();
         if parts.last() == Some(&"self") {
@@ -143,10 +145,10 @@ impl Modules {
         base.into_iter().chain(parts).collect::<Vec<_>>().join("::")
     }
 
-    /// The module that a whole path leads to.
+    /// The module that an absolute path leads to.
     fn target(&self, whole: &str) -> Option<&Module> {
         let mut whole = whole.to_owned();
-        // A name may be passed on by several modules, one after the other.
+        // Several modules may re-export a name, one after the other.
         for _ in 0..PASSED_ON_MAX {
             let passed = self.passed_on.iter().find(|(name, origin)| is_below(&whole, name) && origin != name);
             match passed {
@@ -172,7 +174,7 @@ impl Modules {
                 let is_child = self.by_path.contains_key(&format!("{path}::{first}"));
                 let known = matches!(first, "crate" | "stratisd" | "super" | "self" | "threads") || is_child;
                 let target = known.then(|| self.target(&self.whole(path, &named))).flatten();
-                // A path that leads no further than the crate's own root names a macro or the crate.
+                // A path that leads to the root of the crate names a macro or the crate itself.
                 used.extend(
                     target
                         .filter(|to| to.file != module.file && !to.file.ends_with("lib.rs"))
@@ -184,7 +186,7 @@ impl Modules {
     }
 }
 
-/// The sets of files that reach each other.
+/// The cycles: sets of files that all depend on each other.
 fn circles(arrows: &Arrows) -> Vec<BTreeSet<String>> {
     let reached: BTreeMap<&String, BTreeSet<&String>> = arrows
         .keys()
@@ -209,7 +211,7 @@ fn circles(arrows: &Arrows) -> Vec<BTreeSet<String>> {
     found
 }
 
-/// Arrows between groups of files, as `group` puts them together.
+/// The arrows between groups of files. `group` gives the group of a file.
 fn grouped(arrows: &Arrows, group: impl Fn(&str) -> String) -> Arrows {
     let mut groups = Arrows::new();
     for (from, to) in arrows {
@@ -220,7 +222,7 @@ fn grouped(arrows: &Arrows, group: impl Fn(&str) -> String) -> Arrows {
     groups
 }
 
-/// Words behind a beginning, wrapped, with the later lines indented.
+/// Writes words behind a beginning, wrapped, with the following lines indented.
 fn line(page: &mut String, beginning: &str, indent: usize, words: impl IntoIterator<Item = String>) {
     let mut line = beginning.to_owned();
     for word in words {
@@ -238,7 +240,7 @@ fn short(file: &str) -> String {
     file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod").to_owned()
 }
 
-/// From the top down: a room stands above those that it uses, as far as circles allow.
+/// The rooms from top to bottom: each room stands above those that it uses, as far as cycles allow.
 fn by_height(rooms: &Arrows) -> Vec<String> {
     let below = |room: &str| {
         let mut seen = BTreeSet::new();

@@ -1,22 +1,25 @@
 //! Judges a history.
 //!
-//! The signals tell the order of all changes; everything else is held against it:
+//! The signals give the order of all changes. The checker compares everything else with that order:
 //!
-//! - *Order.* Every client has heard the same events in the same order (P4).
-//! - *Cause.* Each event belongs to exactly one call that says that it changed something, and each such call has its
-//!   events: nothing is signalled for a change that did not happen.
-//! - *Before the reply.* A client has heard the events of its call before the answer (P3).
-//! - *Rebuilt.* What the watcher puts together from signals alone equals every list that it gets, in all properties of all
-//!   revisions that announce changes; no signal tells what was known (P4).
-//! - *Linearizable.* For each object, for each name, and for the whole (lists, P2), there is an order of the calls that
-//!   respects which came after which and explains every value read. The order of the writes is known, so this is decided
-//!   exactly: a call must not have a version older than one that a call that ended before it began has had, and a write
-//!   must be newer than all those. A value may fit several versions; the oldest possible is taken, which leaves most room
-//!   for all others.
-//! - *As new as heard.* What a client reads is not older than what it has heard before the answer: who keeps what it reads
-//!   and what it hears would be wrong from then on.
+//! - *Order.* Every client has received the same events in the same order (P4).
+//! - *Cause.* Each event belongs to exactly one call that reports a change, and each such call has
+//!   its events. No signal announces a change that did not happen.
+//! - *Before the reply.* A client has received the events of its call before the reply (P3).
+//! - *Rebuilt.* The state that the watcher rebuilds from signals alone equals every list that it
+//!   reads, in all properties of all revisions that announce changes. No signal repeats a known
+//!   value (P4).
+//! - *Linearizable.* For each object, for each name, and for all objects together (lists, P2),
+//!   there is an order of the calls that agrees with their order in time and explains every value
+//!   read. The order of the writes is known, so the check is exact: if one call ended before
+//!   another began, the second must not have an older version than the first, and if the second is
+//!   a write, its version must be newer. A value read may fit several versions. The checker takes
+//!   the oldest possible one, which leaves the most room for all other calls.
+//! - *As new as received.* A client does not read an older state than it has received by signals
+//!   before the reply. Otherwise a client that keeps a copy from reads and signals would have a
+//!   wrong copy from then on.
 //!
-//! Knows no bus.
+//! This module knows nothing of D-Bus.
 
 use std::{
     cmp::Reverse,
@@ -26,30 +29,31 @@ use std::{
 use super::record::{Answer, Call, Event, History, Item, What, digest, text};
 use support::client::{Interfaces, Label, Signal, TOP};
 
-/// What is wrong with a history.
+/// A promise that a history breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Violation {
-    /// A client has heard other events, or in another order, than the watcher, from this one on.
+    /// From this event on, a client has received other events than the watcher, or the same in
+    /// another order.
     Heard { client: usize, from: usize },
-    /// An event that belongs to no call, or to several.
+    /// An event belongs to no call, or to several.
     Cause { event: String, calls: usize },
-    /// A call that has changed something that nobody was told of.
+    /// A call has changed something, and no signal announced it.
     Untold(String),
-    /// The answer came before the signal.
+    /// The reply came before the signal.
     ReplyBeforeSignal(String),
-    /// What signals say differs from the list.
+    /// The state rebuilt from signals differs from the list.
     Rebuilt(String),
-    /// A signal that says what was known already.
+    /// A signal repeats a known value.
     NoNews(String),
     /// No order of the calls explains this one.
     NotLinearizable(String),
-    /// A read found less than its client had heard by then.
+    /// A read returned an older state than its client had received by signals.
     OlderThanHeard(String),
-    /// An answer that the call must not have.
+    /// A reply that this call must not get.
     Answer(String),
 }
 
-/// Everything that is wrong, at most some of each kind.
+/// All violations in a history, limited to a few of each kind.
 pub fn check(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
     let events = rebuild(history, &mut found);
@@ -76,7 +80,8 @@ pub fn check(history: &History) -> Vec<Violation> {
     some_of_each(found)
 }
 
-/// A fault shows many times over, and beside the answers that it leads to what it is must be seen.
+/// Limits the violations of each kind. One fault causes many violations, and the output must still
+/// show which fault caused them.
 fn some_of_each(found: Vec<Violation>) -> Vec<Violation> {
     const EACH: usize = 5;
     let mut some: Vec<Violation> = Vec::new();
@@ -91,12 +96,12 @@ fn some_of_each(found: Vec<Violation>) -> Vec<Violation> {
 
 // ---- the watcher ----
 
-/// Does not announce its changes.
+/// Whether the property does not announce its changes.
 fn is_silent(interface: &str, property: &str) -> bool {
     property == "UserInfo" && ["r0", "r1", "r2"].iter().any(|revision| interface.ends_with(revision))
 }
 
-/// Follows the signals from list to list; gives the events.
+/// Applies the signals from one list to the next. Returns the events.
 fn rebuild(history: &History, found: &mut Vec<Violation>) -> Vec<Event> {
     let mut objects: BTreeMap<String, Interfaces> = BTreeMap::new();
     let mut events = Vec::new();
@@ -136,7 +141,7 @@ fn difference(rebuilt: &BTreeMap<String, Interfaces>, listed: &BTreeMap<String, 
     None
 }
 
-/// Stands for a value that was invalidated and not told.
+/// Stands for a value that a signal invalidated without giving the new one.
 const INVALIDATED: &str = "\u{0}";
 
 fn follow(objects: &mut BTreeMap<String, Interfaces>, signal: &Signal, found: &mut Vec<Violation>) {
@@ -151,7 +156,7 @@ fn follow(objects: &mut BTreeMap<String, Interfaces>, signal: &Signal, found: &m
             Some(known) if known.keys().eq(interfaces) => {}
             _ => found.push(no_news()),
         },
-        // The top object is in no list.
+        // The top object is not in any list.
         Signal::Changed(path, ..) if path == TOP => {}
         Signal::Changed(path, interface, values, invalidated) => {
             let Some(properties) = objects.get_mut(path).and_then(|interfaces| interfaces.get_mut(interface)) else {
@@ -171,25 +176,25 @@ fn follow(objects: &mut BTreeMap<String, Interfaces>, signal: &Signal, found: &m
 
 // ---- linearizability ----
 
-/// The error that clients of the existing daemon know for a property that was not set.
+/// The error that clients of the existing daemon expect when a property could not be set.
 const SET_REFUSED: &str = "Failed";
 
-/// What is read and written as one.
+/// A unit of state that calls read and write as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
     /// The label of an object.
     Object(String),
-    /// The object of that name among the pools (`None`), or in a pool.
+    /// The object of that name: a pool (`None`), or a filesystem of a pool.
     Named(Option<String>, String),
     /// All labels together, as a digest.
     World,
-    /// All paths.
+    /// All object paths.
     Paths,
     /// The names of all pools and filesystems with their UUIDs.
     Names,
 }
 
-/// What a read found.
+/// The value that a read returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
     Value(Option<String>),
@@ -197,7 +202,7 @@ enum Seen {
 }
 
 enum Kind {
-    /// It made this version.
+    /// The call made this version.
     Write(usize),
     Read(Seen),
 }
@@ -206,12 +211,12 @@ struct Use {
     begin: u64,
     end: u64,
     kind: Kind,
-    /// The version that its client had heard of before the answer, if it is a read.
+    /// For a read: the version that its client had received by signals before the reply.
     heard: usize,
     about: String,
 }
 
-/// Something with versions, and its uses.
+/// A unit of state with its versions, and the calls that use it.
 struct Register {
     versions: Vec<Option<String>>,
     uses: Vec<Use>,
@@ -224,9 +229,9 @@ impl Register {
             places.entry(value).or_default().push(version);
         }
         self.uses.sort_by_key(|one| one.begin);
-        // Ended uses are taken into account as soon as one begins after them.
+        // A use that has ended counts as soon as another use begins after it.
         let mut running: BinaryHeap<(Reverse<u64>, (usize, usize))> = BinaryHeap::new();
-        // The newest version that an ended use has had, and which use that was.
+        // The newest version of all ended uses, and the number of that use.
         let mut newest: Option<(usize, usize)> = None;
         for (number, one) in self.uses.iter().enumerate() {
             while running.peek().is_some_and(|(Reverse(end), _)| *end < one.begin) {
@@ -270,20 +275,20 @@ impl Register {
     }
 }
 
-/// All registers, made from the events and then used by the calls.
+/// All registers. The events fill in their versions, then the calls their uses.
 struct Story {
     registers: HashMap<Key, Register>,
-    /// Which versions each event made.
+    /// The versions that each event made.
     effects: Vec<Vec<(Key, usize)>>,
-    /// Which versions of each register were made by which events, in order.
+    /// For each register, the events that made its versions, in order.
     made: HashMap<Key, Vec<(usize, usize)>>,
-    /// How many calls each event belongs to.
+    /// The number of calls that each event belongs to.
     claims: Vec<usize>,
     added: HashMap<String, usize>,
     removed: HashMap<String, usize>,
-    /// By the UUID of the object and the label.
+    /// The event, by the UUID of the object and the new label.
     labelled: HashMap<(String, String), usize>,
-    /// The UUIDs of all objects.
+    /// The UUIDs of all objects, by path.
     uuids: HashMap<String, String>,
 }
 
@@ -359,7 +364,7 @@ impl Story {
         story
     }
 
-    /// The version that the first so many events make.
+    /// The version of a register after the first `events` events.
     fn after(&self, key: &Key, events: usize) -> usize {
         let made = self.made.get(key).map(Vec::as_slice).unwrap_or_default();
         let count = made.partition_point(|(event, _)| *event < events);
@@ -380,7 +385,7 @@ impl Story {
         versions.len() - 1
     }
 
-    /// Notes what a call has read and written.
+    /// Adds the reads and writes of a call to the registers.
     fn place(&mut self, client: usize, call: &Call, found: &mut Vec<Violation>) {
         let about = || format!("client {client}: {call:?}");
         let object = |path: &String| Key::Object(path.clone());
@@ -404,14 +409,15 @@ impl Story {
             (What::DestroyPool { objects } | What::StopPool { objects }, Answer::Changed(_)) => {
                 (objects.iter().map(|path| self.removed.get(path).copied()).collect(), Vec::new())
             }
-            // A call is about what its path meant when it came, so that must have been something then. If the pool is stopped
-            // and started before it is carried out, the object has another path by then.
+            // A call acts on the object that its path named when the call arrived, so the path must
+            // have named one then. If the pool is stopped and started before the call runs, the
+            // object has another path by then.
             (What::Label { path, text }, Answer::Changed(_)) => (
                 vec![self.labelled.get(&(self.uuid(path), text.clone())).copied()],
                 vec![(object(path), Seen::Something)],
             ),
             (What::Label { path, text }, Answer::Unchanged) => read(object(path), Seen::Value(Some(text.clone()))),
-            // The setting of a property has no other way to refuse than an error.
+            // A property can only be refused with an error.
             (What::Label { path, .. }, Answer::Refused(_)) => read(object(path), gone),
             (What::Label { path, .. }, Answer::Error(name)) if name == SET_REFUSED => read(object(path), gone),
             (What::Label { path, .. } | What::Look { path }, Answer::Error(name)) if unknown(name) => {
@@ -441,7 +447,7 @@ impl Story {
                 self.register(key).uses.push(Use { begin, end, kind, heard: 0, about: about() });
             }
         }
-        // A change may be refused for what has changed since, by the time of its answer.
+        // A change may be refused because of a later change that precedes its reply.
         let reads = matches!(call.what, What::Look { .. } | What::List | What::Introspect | What::Report);
         for (key, seen) in read {
             let heard = if reads { self.after(&key, call.heard) } else { 0 };
@@ -450,7 +456,7 @@ impl Story {
     }
 }
 
-/// The UUIDs of all objects that ever were, by their paths.
+/// The UUIDs of all objects of the history, by path.
 fn uuids(history: &History) -> HashMap<String, String> {
     let mut uuids = HashMap::new();
     let mut note = |path: &String, interfaces: &Interfaces| {

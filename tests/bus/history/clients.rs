@@ -1,8 +1,9 @@
-//! Makes a history: clients call at random and hear what is signalled of labels, and a watcher
-//! hears everything.
+//! Makes a history: clients make random calls and record the signals about labels, and a watcher
+//! records all signals.
 //!
-//! Few names, so that calls get in each other's way; each client chooses among the objects that it has heard of, so
-//! objects that are gone are called as well. Names that are given by renaming are never given twice.
+//! There are few names, so that calls conflict. Each client chooses among the objects that it has
+//! received by signals, so some calls go to objects that are already gone. A rename never uses a
+//! name twice.
 
 use std::{
     sync::{
@@ -24,19 +25,19 @@ use support::{
 pub const CLIENTS: usize = 6;
 /// Names that clients compete for.
 const NAMES: u32 = 6;
-/// More filesystems than this are not made; keeps lists small.
+/// The number of filesystems from which on no more are made. It keeps lists small.
 const FILESYSTEMS_MAX: usize = 20;
-/// Signals that the watcher lets go by between two lists.
+/// The number of signals that the watcher receives between two lists.
 const SIGNALS_PER_LIST: usize = 500;
 
-/// Distinguishes everything that is named, over all histories.
+/// Makes every name unique, across all histories.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 fn fresh(word: &str) -> String {
     format!("{word}{}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Makes a history of about this many calls. Pools must exist; filesystems may be there.
+/// Makes a history of about `calls` calls. Pools must exist; filesystems may exist.
 pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
     let rules = [
         ",member='InterfacesAdded'".to_owned(),
@@ -76,7 +77,7 @@ pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
             })
             .collect();
         let clients: Vec<Stream> = streams.into_iter().map(|stream| stream.join().unwrap()).collect();
-        // A change that belongs to no client ends the watcher.
+        // A change that belongs to no client ends the recording of the watcher.
         let last = Client::new(bus);
         let made = last.done(client::create_pool(LAST, &["/dev/last"]));
         last.done(client::destroy_pool(&made[0]));
@@ -84,7 +85,7 @@ pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
     })
 }
 
-/// The pool that ends the watcher.
+/// The name of the pool whose creation ends the recording of the watcher.
 const LAST: &str = "the-end";
 
 fn watch(client: &Client, first: std::collections::BTreeMap<String, client::Interfaces>) -> Vec<Item> {
@@ -114,20 +115,21 @@ struct Caller {
     clock: Instant,
     random: StdRng,
     stream: Stream,
-    /// Objects that this client has heard of.
+    /// The objects that this client has received by signals.
     labels: Vec<(String, Label)>,
-    /// Filesystems that it has heard of, and heard that they are gone.
+    /// Filesystems that this client knew and whose removal it has received.
     gone: Vec<String>,
-    /// What is called how often.
+    /// How often the client makes each kind of call.
     mix: &'static Mix,
-    /// For its pools of the moment, always the same one: the simulated machine keeps every disk that was ever named.
+    /// The device of this client's short-lived pools. It is always the same one, because the
+    /// simulated machine keeps every disk that was ever named.
     own_device: String,
     own_pool: Option<Moment>,
 }
 
-/// A pool that only its client makes, stops, starts and destroys.
+/// A short-lived pool: only its client creates, stops, starts and destroys it.
 enum Moment {
-    /// It runs; the pool and its devices.
+    /// The pool is running. `objects` are the pool and its block devices.
     Up {
         name: String,
         objects: Vec<String>,
@@ -137,7 +139,7 @@ enum Moment {
     },
 }
 
-/// How often something is called, of a thousand calls.
+/// How often the client makes each kind of call, of a thousand calls.
 struct Mix {
     look: u32,
     list: u32,
@@ -147,14 +149,15 @@ struct Mix {
     snapshot: u32,
     rename_pool: u32,
     inform: u32,
-    /// Of ten looks, at pools and at devices; the others are at filesystems.
+    /// Of ten reads, those of pools and of devices. The others are of filesystems.
     pools: u32,
     devices: u32,
 }
 
-/// Of each hundred calls some are for pools of the moment: what the mix leaves over.
+/// The calls that a mix leaves over of its thousand create, stop, start and destroy short-lived
+/// pools.
 const MIXES: [Mix; 2] = [
-    // Filesystems come and go.
+    // Filesystems are created and destroyed.
     Mix {
         look: 500,
         list: 60,
@@ -167,7 +170,8 @@ const MIXES: [Mix; 2] = [
         pools: 1,
         devices: 1,
     },
-    // Pools come and go, and whoever asks about them or their devices comes too late or too early.
+    // Pools are created and destroyed, and reads of them or of their devices come too early or too
+    // late.
     Mix {
         look: 500,
         list: 20,
@@ -187,7 +191,7 @@ impl Caller {
         for _ in 0..calls {
             self.step();
         }
-        // Removes everything before the next history.
+        // Removes the client's own pool before the next history.
         if matches!(self.own_pool, Some(Moment::Stopped { .. })) {
             self.pool_of_the_moment();
         }
@@ -195,7 +199,7 @@ impl Caller {
             self.destroy_pool(objects);
         }
         all_done.wait();
-        // All changes have been answered, so their signals come before this answer.
+        // All changes have been answered, so their signals precede this reply.
         self.client.call(client::ping());
         self.hear();
         self.stream
@@ -245,7 +249,7 @@ impl Caller {
         })
     }
 
-    /// One of the objects of a kind; now and then one that is gone.
+    /// Picks one of the known objects of a kind. The daemon may have removed it already.
     fn pick(&mut self, is_it: impl Fn(&Label) -> bool) -> Option<(String, Label)> {
         let found: Vec<&(String, Label)> = self.labels.iter().filter(|(_, label)| is_it(label)).collect();
         (!found.is_empty()).then(|| found[self.random.random_range(0..found.len())].clone())
@@ -260,7 +264,7 @@ impl Caller {
     }
 
     fn pool(&mut self) -> String {
-        // Pools of the moment are left alone: only their maker knows when they go.
+        // Short-lived pools are excluded: only their client knows when they are gone.
         let is_lasting = |label: &Label| matches!(label, Label::Pool(name) if name.starts_with("lasting"));
         self.pick(is_lasting).expect("there are pools").0
     }
@@ -313,7 +317,7 @@ impl Caller {
         self.pick(|label| matches!(label, Label::Device(_))).map(|(path, _)| path)
     }
 
-    /// One of those that show everything.
+    /// Makes one of the calls that read all objects.
     fn list(&mut self) {
         let all = |words: Vec<(String, String)>| {
             Answer::Listed(words.iter().fold(0, |all, (what, text)| all ^ digest(what, text)))
@@ -392,7 +396,8 @@ impl Caller {
         self.change(What::Label { path, text: format!("(true {text})") }, message);
     }
 
-    /// Makes a pool, or stops or destroys the one made before, or starts it again.
+    /// Creates a short-lived pool. If the client already has one, stops or destroys it, or starts
+    /// it again.
     fn pool_of_the_moment(&mut self) {
         match self.own_pool.take() {
             None => {

@@ -1,13 +1,13 @@
-//! Faults that are planted into a history, to show that the checker sees them. Each changes one thing in a history that
-//! was right.
+//! Faults planted into a history, to show that the checker finds them. Each changes one thing in a
+//! correct history.
 
 use super::record::{Answer, Call, Event, History, Item, What};
 use support::client::Signal;
 
-/// A fault; `false` if the history has no place for it.
+/// Plants a fault. Returns `false` if the history has no place for it.
 pub type Fault = fn(&mut History) -> bool;
 
-/// Takes the middle one of those that fit.
+/// Takes the middle one of several candidates.
 fn middle<T>(all: impl Iterator<Item = T>) -> Option<T> {
     let mut found: Vec<T> = all.collect();
     (!found.is_empty()).then(|| found.swap_remove(found.len() / 2))
@@ -20,26 +20,27 @@ fn signals(history: &History, fits: impl Fn(&Signal) -> bool) -> Option<usize> {
     }))
 }
 
-/// A filesystem's new name is told in nine revisions only.
+/// A filesystem's new name is announced in only nine of the ten revisions.
 pub fn signal_lost(history: &mut History) -> bool {
     let last = history.watcher.iter().rposition(|item| matches!(item, Item::List(_))).unwrap_or(0);
     let fits = |signal: &Signal| match signal {
         Signal::Changed(_, interface, values, _) => interface.ends_with("pool.r4") && values.contains_key("Name"),
         _ => false,
     };
-    // One that no later signal about the same thing hides from the next list.
+    // Takes a signal after which no later one about the same property hides the loss from the next
+    // list.
     let found = history.watcher[..last].iter().rposition(|item| matches!(item, Item::Signal(signal) if fits(signal)));
     found.map(|at| history.watcher.remove(at)).is_some()
 }
 
-/// One client does not hear of an object.
+/// One client does not receive the signal about a new object.
 pub fn signal_lost_by_one(history: &mut History) -> bool {
     let heard = &mut history.clients[0].heard;
     let found = heard.iter().position(|event| matches!(event, Event::Added(..)));
     found.map(|at| heard.remove(at)).is_some()
 }
 
-/// InterfacesAdded comes twice.
+/// `InterfacesAdded` is sent twice.
 pub fn signal_repeated(history: &mut History) -> bool {
     let Some(at) = signals(history, |signal| matches!(signal, Signal::Added(..))) else { return false };
     let again = history.watcher[at].clone();
@@ -47,7 +48,7 @@ pub fn signal_repeated(history: &mut History) -> bool {
     true
 }
 
-/// The call that an event belongs to.
+/// A call with a change of the given kind.
 fn cause(history: &mut History, fits: impl Fn(&What) -> bool) -> Option<&mut Call> {
     middle(
         history
@@ -58,7 +59,7 @@ fn cause(history: &mut History, fits: impl Fn(&What) -> bool) -> Option<&mut Cal
     )
 }
 
-/// An answer overtakes its signal.
+/// A reply overtakes its signal.
 pub fn reply_before_signal(history: &mut History) -> bool {
     let stream = &mut history.clients[1];
     let renamed = middle(stream.calls.iter_mut().filter_map(|call| match (&call.what, &call.answer) {
@@ -72,7 +73,7 @@ pub fn reply_before_signal(history: &mut History) -> bool {
     renamed.map(|(call, at)| call.heard = at).is_some()
 }
 
-/// A read after a renaming has been answered finds the old name.
+/// A read that begins after the reply to a rename returns the old name.
 pub fn stale_read(history: &mut History) -> bool {
     let Some(call) = cause(history, |what| matches!(what, What::Label { text, .. } if text.starts_with("renamed")))
     else {
@@ -91,7 +92,8 @@ pub fn stale_read(history: &mut History) -> bool {
     true
 }
 
-/// A read that began after another had seen the new name finds the old one.
+/// Of two reads during the destruction of a filesystem, the first finds it gone and the second
+/// finds its name.
 pub fn read_goes_back(history: &mut History) -> bool {
     let Some(call) = cause(history, |what| matches!(what, What::DestroyFilesystem { .. })) else { return false };
     let What::DestroyFilesystem { path } = &call.what else { return false };
@@ -102,7 +104,7 @@ pub fn read_goes_back(history: &mut History) -> bool {
         _ => None,
     });
     let Some(old) = heard.next_back() else { return false };
-    // Both within the time of the call, where each alone would be right.
+    // Both reads lie within the duration of the call, where each of them alone would be correct.
     let quarter = (end - begin) / 4;
     for (at, answer) in [(1, Answer::Error("UnknownObject".to_owned())), (3, Answer::Label(old))] {
         let begin = begin + quarter * at;
@@ -112,7 +114,7 @@ pub fn read_goes_back(history: &mut History) -> bool {
     true
 }
 
-/// A list shows an object as it never was beside the others.
+/// A list shows one object in a state that it never had together with the others.
 pub fn torn_list(history: &mut History) -> bool {
     let lists = history.clients.iter_mut().flat_map(|stream| &mut stream.calls);
     let list = middle(lists.filter(|call| matches!(call.what, What::List)));
@@ -124,7 +126,7 @@ pub fn torn_list(history: &mut History) -> bool {
     .is_some()
 }
 
-/// A call is said to have changed something that has not changed.
+/// A call that changed nothing is recorded as a change.
 pub fn change_that_never_was(history: &mut History) -> bool {
     let calls = history.clients.iter_mut().flat_map(|stream| &mut stream.calls);
     let unchanged =
@@ -132,7 +134,7 @@ pub fn change_that_never_was(history: &mut History) -> bool {
     middle(calls.filter(unchanged)).map(|call| call.answer = Answer::Changed(vec!["/nowhere".to_owned()])).is_some()
 }
 
-/// Something has changed and its call says that it was so before.
+/// A call that changed something is recorded as unchanged.
 pub fn signal_for_nothing(history: &mut History) -> bool {
     cause(history, |what| matches!(what, What::Label { .. })).map(|call| call.answer = Answer::Unchanged).is_some()
 }

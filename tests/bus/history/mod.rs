@@ -1,6 +1,7 @@
-//! P1 to P4 under concurrent clients with random calls: histories are recorded and judged afterwards.
+//! P1 to P4 under concurrent clients that make random calls. The test records histories and then
+//! judges them.
 //!
-//! `STRATIS_HISTORY_CALLS` says how many calls to make in all; `make history-long` makes ten million.
+//! `STRATIS_HISTORY_CALLS` is the total number of calls; `make history-long` makes ten million.
 
 mod check;
 mod clients;
@@ -19,13 +20,13 @@ use support::{
     daemon::Daemon,
 };
 
-/// Calls of one history. Many short ones keep what must be remembered small.
+/// Calls of one history. Many short histories need less memory than one long one.
 const CALLS_PER_HISTORY: usize = 10_000;
 const CALLS_MIN: usize = 600;
 const CALLS_DEFAULT: usize = 100_000;
-/// What the daemon may come to have with the few objects of a history.
+/// The limit of the daemon's resident memory with the few objects of a history.
 const RESIDENT_KIB: u64 = 128 << 10;
-/// The simulated machine remembers every filesystem that it ever had.
+/// The simulated machine remembers every filesystem that ever existed.
 const SIMULATED_BYTES_PER_CALL: u64 = 100;
 
 fn daemon_with_pools(bus: &Bus) -> Daemon {
@@ -74,7 +75,7 @@ fn histories_of_concurrent_clients_keep_the_promises() {
     assert!(daemon.resident_kib() < RESIDENT_KIB + remembered, "{} KiB", daemon.resident_kib());
 }
 
-/// Each fault with the violation that it must be found as.
+/// Each fault with the violation as which the checker must find it.
 type Planted = (&'static str, Fault, fn(&Violation) -> bool);
 const FAULTS: &[Planted] = &[
     ("a signal is lost", faults::signal_lost, |found| matches!(found, Violation::Rebuilt(_))),

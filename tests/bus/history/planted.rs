@@ -1,7 +1,8 @@
-//! The checker against a daemon with a fault in it, and against one whose windows are held open.
+//! The checker against a daemon with a planted fault, and against one with delays that hold its
+//! race windows open.
 //!
-//! A fault that is planted into a recording shows what the checker knows of recordings. Whether calls as they are made here
-//! would ever come across it is shown by a fault in the daemon only.
+//! A fault planted into a recording shows that the checker finds it there. Only a fault in the
+//! daemon shows that the calls of these clients ever meet it.
 
 use super::{
     check::{self, Violation},
@@ -9,14 +10,14 @@ use super::{
 };
 use support::bus::Bus;
 
-/// Calls until a fault must have been found.
+/// The number of calls within which a fault must be found.
 const CALLS_MAX: usize = 20_000;
 const CALLS_PER_HISTORY: usize = 2_000;
-/// Calls of a daemon that is only slow in the wrong moments.
+/// Calls to a daemon that has delays in its race windows and no fault.
 const CALLS_OF_THE_SLOW: usize = 10_000;
 
 const DELAYS: (&str, &str) = ("STRATISD_PLANTED_DELAYS", "1");
-/// Changes of more than one object count as large.
+/// Sends a change of more than one object in portions, as if it were large.
 const SMALL_PORTIONS: (&str, &str) = ("STRATISD_PLANTED_PORTION", "1");
 
 type Planted = (&'static str, fn(&Violation) -> bool);
@@ -52,7 +53,7 @@ fn faults_in_the_daemon_are_found() {
     }
 }
 
-/// A delay is no fault: whenever another thread runs in between, the promises hold.
+/// A delay is no fault: the promises hold whenever another thread runs in a window.
 #[test]
 fn windows_held_open_break_no_promise() {
     for variables in [&[DELAYS][..], &[DELAYS, SMALL_PORTIONS]] {

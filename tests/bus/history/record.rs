@@ -1,6 +1,7 @@
-//! What a history consists of: calls with the interval in which they ran, and what was heard, in its order.
+//! The parts of a history: calls with the interval in which each ran, and the events in the order
+//! of their receipt.
 //!
-//! Plain values; judges nothing and asks nobody.
+//! Plain values. This module judges nothing and makes no calls.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -9,17 +10,17 @@ use std::{
 
 use support::client::{BLOCKDEV, FILESYSTEM, Interfaces, Label, POOL, Signal};
 
-/// What is told of the labels of objects: one of these for each change.
+/// A change of an object's label, as signals announce it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     Added(String, Label),
     Removed(String),
-    /// Object, new name or new text.
+    /// The object, and its new name or text.
     Labelled(String, String),
 }
 
 impl Event {
-    /// What a signal says of labels, if anything. It is enough that it has the newest revision.
+    /// The event that a signal announces, if any. Only the signal of the newest revision counts.
     pub fn of(signal: &Signal) -> Option<Event> {
         match signal {
             Signal::Added(path, interfaces) => Some(Event::Added(path.clone(), support::client::label(interfaces)?)),
@@ -36,7 +37,7 @@ impl Event {
     }
 }
 
-/// A call.
+/// What a call asks for.
 #[derive(Debug, Clone)]
 pub enum What {
     CreateFilesystem {
@@ -51,18 +52,18 @@ pub enum What {
     DestroyFilesystem {
         path: String,
     },
-    /// A pool, filesystem or device gets another label: its name, or the text as `Get` shows it.
+    /// Sets the label of a pool, filesystem or device: its name, or the text as `Get` shows it.
     Label {
         path: String,
         text: String,
     },
     CreatePool,
     StartPool,
-    /// The pool with its devices.
+    /// Destroys a pool. `objects` are the pool and its block devices.
     DestroyPool {
         objects: Vec<String>,
     },
-    /// The same.
+    /// Stops a pool. `objects` are the pool and its block devices.
     StopPool {
         objects: Vec<String>,
     },
@@ -70,64 +71,64 @@ pub enum What {
     Look {
         path: String,
     },
-    /// GetManagedObjects.
+    /// `GetManagedObjects`.
     List,
     /// Introspection of the top object.
     Introspect,
-    /// EngineStateReport.
+    /// The engine state report.
     Report,
 }
 
-/// What it ended with.
+/// The reply to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// It was done; paths of the objects that it made.
+    /// The call changed something. Holds the paths of the objects that it made.
     Changed(Vec<String>),
     Unchanged,
     Refused(String),
     Error(String),
-    /// The label read.
+    /// The label that was read.
     Label(String),
-    /// [`digest`] of the labels listed, of the paths of objects, or of the names of pools and filesystems with their UUIDs.
+    /// The [`digest`] of the listed labels, of the object paths, or of the names and UUIDs of pools
+    /// and filesystems.
     Listed(u64),
 }
 
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Before it was sent, in ns of a clock that all clients share.
+    /// The time before the call was sent, in ns on a clock that all clients share.
     pub begin: u64,
-    /// After its answer was taken from the connection.
+    /// The time after the reply was read from the connection.
     pub end: u64,
     pub what: What,
     pub answer: Answer,
-    /// How many events this client had heard when the answer came.
+    /// The number of events that this client had received when the reply came.
     pub heard: usize,
 }
 
-/// One client's part.
+/// The calls and events of one client.
 #[derive(Debug, Clone, Default)]
 pub struct Stream {
     pub calls: Vec<Call>,
     pub heard: Vec<Event>,
 }
 
-/// What the watcher got, in its order: it hears everything and lists now and then.
+/// What the watcher received, in order. It receives all signals and reads a list from time to time.
 #[derive(Debug, Clone)]
 pub enum Item {
     Signal(Signal),
     List(BTreeMap<String, Interfaces>),
 }
 
-/// A history.
 #[derive(Debug, Clone)]
 pub struct History {
     pub clients: Vec<Stream>,
-    /// Begins with a list, when nothing was going on.
+    /// Begins with a list that was read before any call was made.
     pub watcher: Vec<Item>,
 }
 
 impl History {
-    /// The labels at the beginning.
+    /// The labels at the beginning of the history.
     pub fn before(&self) -> Vec<(String, Label)> {
         match self.watcher.first() {
             Some(Item::List(objects)) => objects
@@ -143,14 +144,15 @@ impl History {
     }
 }
 
-/// What a label says, whatever it belongs to.
+/// The text of a label, whatever kind of object it belongs to.
 pub fn text(label: &Label) -> &str {
     match label {
         Label::Pool(text) | Label::Filesystem(_, text) | Label::Device(text) => text,
     }
 }
 
-/// A number for one labelled object. Those of all objects are combined by exclusive or, so that a change costs one object.
+/// A number for one labelled object. The numbers of all objects are combined by exclusive or, so
+/// that a change only updates the number of one object.
 pub fn digest(path: &str, text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (path, text).hash(&mut hasher);
