@@ -1,6 +1,6 @@
-//! P9: hostile and broken clients. The daemon answers whatever can be answered, other clients
-//! notice nothing, and afterwards the daemon has no more descriptors and hardly more memory than
-//! before.
+//! P9: hostile and broken clients. The daemon answers every call that can be answered, and other
+//! clients are not affected. Afterwards the daemon has no more descriptors than before, and hardly
+//! more memory.
 
 use std::{
     fs::File,
@@ -19,10 +19,10 @@ use support::{
     daemon::Daemon,
 };
 
-/// Limit of the daemon's memory in KiB. Idle it has about 10 MiB; the rest is several times the
-/// longest message (32 MiB on a system bus).
+/// Limit of the daemon's memory in KiB. An idle daemon has about 10 MiB. The limit leaves room for
+/// several times the longest message (32 MiB on a system bus).
 const RESIDENT_MAX_KIB: u64 = 300 << 10;
-/// Longest error text, whatever the input.
+/// The longest error text for any input.
 const ANSWER_BYTES_MAX: usize = 4096;
 
 /// A daemon with a pool and a filesystem, and a client that must not be disturbed.
@@ -161,7 +161,7 @@ fn names_without_end() {
     assert_eq!(client::outcome(&attacker.call(few)), Outcome::Unchanged);
     refusal(&attacker, client::call(pool, POOL, "DestroyFilesystems", (unknown,)));
 
-    // A key with the longest description of the kernel can be set, and no longer one.
+    // The longest key description that the kernel accepts can be set, a longer one cannot.
     let set_key = |length| client::call(TOP, MANAGER, "SetKey", ("x".repeat(length), File::open("/dev/null").unwrap()));
     assert!(matches!(client::outcome(&attacker.call(set_key(4081))), Outcome::Changed(_)));
     for length in [4082, 1 << 16, 16 << 20] {
@@ -200,16 +200,16 @@ fn descriptors_too_few_and_too_many() {
         refusal(&attacker, client::call(TOP, MANAGER, "SetKey", (file(), "description")));
         let mut many = client::call(TOP, MANAGER, "SetKey", ("description", file(), file(), file(), file()));
         many.append_all((file(), file(), file(), file()));
-        // The first of them is the key, an empty one.
+        // The first descriptor is the key, which is empty.
         attacker.call(many);
-        // Where none is wanted, too: what is surplus is ignored.
+        // The daemon ignores surplus descriptors, also of calls that take none.
         let mut get = client::get(victim.filesystem(), FILESYSTEM, "Name");
         get.append_all((file(), file(), file(), file(), file()));
         assert_eq!(client::value(&attacker.call(get)).as_deref(), Ok("home"));
         let mut create = client::create_filesystem(victim.pool(), "home");
         create.append_all((file(), file()));
         assert_eq!(client::outcome(&attacker.call(create)), Outcome::Unchanged);
-        // Nobody reads this reply.
+        // The call asks for no reply.
         let mut unheard = client::call("/nowhere", MANAGER, "SetKey", ("description", file()));
         unheard.set_no_reply(true);
         attacker.send(unheard);
@@ -238,8 +238,8 @@ fn what_there_is_not() {
     victim.ends_well("unknown paths and members");
 }
 
-/// Below the library: truncated messages, and bytes that are no messages. The bus is in front of
-/// the daemon; nothing of this may reach it.
+/// Sends broken data without the library: truncated messages, and bytes that are not messages. None
+/// of it may pass the bus and reach the daemon.
 #[test]
 fn broken_messages() {
     let victim = Victim::new();
@@ -255,7 +255,8 @@ fn broken_messages() {
         let length = socket.read(&mut answer).unwrap();
         assert!(answer[..length].starts_with(b"OK"), "the bus lets us in");
         socket.write_all(b"BEGIN\r\n").unwrap();
-        // The head of a call that announces 64 bytes of header fields and some body, and not all of what it announces.
+        // The start of a call that announces 64 bytes of header fields and a body. Less than the
+        // announced length follows.
         let mut head = vec![b'l', 1, 0, 1, 200, 0, 0, 0, 1, 0, 0, 0, 64, 0, 0, 0];
         head.resize(16 + round, 0);
         random.fill_bytes(&mut head[16..]);
@@ -276,7 +277,7 @@ fn gone_in_the_middle_of_a_call() {
         attacker.post(client::get(victim.pool(), POOL, "Name"));
         attacker.flush();
         drop(attacker);
-        // The call is carried out, or the bus never forwarded it.
+        // Either the daemon carries out the call, or the bus never forwarded it.
         if round % 10 == 9 {
             let call = client::create_filesystem(victim.pool(), &format!("orphan{round}"));
             if let Outcome::Changed(words) = client::outcome(&victim.bystander.call(call)) {
@@ -347,9 +348,9 @@ fn message_bytes(message: &Message) -> usize {
     length
 }
 
-/// The bus charges the daemon for what a client does not read, and stops reading from the daemon at
-/// 127 MiB. One client that requested more lists silenced the daemon for all others until it
-/// disconnected.
+/// The bus charges the daemon for replies that a client does not read, and stops reading from the
+/// daemon at 127 MiB. Without a quota, one client that kept requesting lists silenced the daemon
+/// for all others until it disconnected.
 #[test]
 fn client_that_never_reads_its_lists_harms_nobody() {
     const READ: usize = 300;
@@ -373,7 +374,7 @@ fn client_that_never_reads_its_lists_harms_nobody() {
     }
     victim.is_fine();
 
-    // The client was only slow. It gets its replies, then the refusals, and may call again.
+    // The client was only slow. It gets its lists, then the refusals, and may make calls again.
     let slow = &attackers[0];
     let replies: Vec<Message> = asked.iter().step_by(attackers.len()).map(|serial| slow.wait(*serial)).collect();
     let (refused, lists): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| client::error_name(reply).is_some());
@@ -386,7 +387,8 @@ fn client_that_never_reads_its_lists_harms_nobody() {
     victim.ends_well("lists that nobody reads");
 }
 
-/// Bytes of a connection's messages that the bus holds because somebody does not read them.
+/// The bytes of a connection's messages that the bus holds because their receivers do not read
+/// them.
 fn held_by_bus(client: &Client, name: &str) -> u32 {
     let (bus, statistics) = ("org.freedesktop.DBus", "org.freedesktop.DBus.Debug.Stats");
     let call = Message::new_method_call(bus, "/org/freedesktop/DBus", statistics, "GetConnectionStats").unwrap();
@@ -394,10 +396,10 @@ fn held_by_bus(client: &Client, name: &str) -> u32 {
     *prop_cast(&reply, "IncomingBytes").unwrap()
 }
 
-/// The bus charges the daemon for unread signals as well, and no signal can be refused: a listener
-/// that never reads silences the daemon once `max_incoming_bytes` of signals are waiting. When it
-/// disconnects, everything resumes without loss. The test always uses dbus-daemon: dbus-broker
-/// disconnects such a receiver.
+/// The bus charges the daemon for unread signals as well, and a signal cannot be refused. A
+/// listener that never reads silences the daemon once `max_incoming_bytes` of signals are waiting.
+/// When the listener disconnects, everything resumes without loss. The test always uses
+/// dbus-daemon: dbus-broker disconnects such a receiver.
 #[test]
 fn signals_to_one_that_never_reads() {
     const HELD_MAX: u32 = 2_000_000;
@@ -419,8 +421,8 @@ fn signals_to_one_that_never_reads() {
     victim.ends_well("signals that nobody reads");
 }
 
-/// Found in review: the bus disconnects the sender of a message that is too long, and only lists
-/// were checked.
+/// Found in review: the bus disconnects the sender of a message that is too long, and the daemon
+/// checked only the length of lists.
 #[test]
 fn what_is_too_long_for_the_bus() {
     const MOST: u32 = 32_000;
@@ -430,7 +432,7 @@ fn what_is_too_long_for_the_bus() {
     let attacker = Client::new(&victim.bus);
     let stopped_pools = || attacker.call(client::get(TOP, MANAGER, "StoppedPools"));
     assert_eq!(client::error_name(&stopped_pools()), None);
-    // Their properties together exceed the longest message.
+    // The properties of these pools together exceed the longest message.
     let names: Vec<String> = (10..74).map(|number| format!("{}{number}", "n".repeat(248))).collect();
     for name in &names {
         attacker.done(client::create_pool(name, &[&format!("/dev/{}", &name[50..])]));
@@ -460,7 +462,7 @@ fn what_is_too_long_for_the_bus() {
     victim.ends_well("too long for the bus");
 }
 
-/// Calls without a reply, as fast as possible: reads, and changes that queue for the pool.
+/// Calls that ask for no reply, as fast as possible: reads, and changes that queue for the pool.
 #[test]
 fn a_flood_from_one_client() {
     let victim = Victim::new();

@@ -1,6 +1,6 @@
-//! The load under which other daemons stopped answering or missed their own writes: a few writers
-//! with a reader of lists, and many clients of every kind. Every call must be answered, and every
-//! writer must see its writes.
+//! Loads under which other daemons stopped answering or missed their own writes: a few writers with
+//! a reader of lists, and many clients of every kind. Every call must be answered, and every writer
+//! must see its own writes.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -23,7 +23,8 @@ impl Counts {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Reads a filesystem in a list and by `Get`; `None` if it must not exist.
+    /// Reads a filesystem in a list and by `Get`. `wanted` is its name, or `None` if it must not
+    /// exist.
     fn look(&self, client: &Client, path: &str, wanted: Option<&str>) {
         let listed = client::labels(&client.list()).into_iter().find(|(at, _)| at == path);
         let listed = listed.map(|(_, label)| match label {

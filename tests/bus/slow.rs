@@ -1,6 +1,6 @@
 //! P1, P5 and P6: other requests continue beside a slow one. Slow steps of the simulated machine
-//! take an hour here, so every reply comes while they are under way; only the figures use short
-//! ones.
+//! take an hour here, so every reply comes while they are running. Only the tests that measure
+//! times use short ones.
 
 use std::{
     fs::File,
@@ -14,11 +14,11 @@ use support::{
     client::{self, Client, MANAGER, POOL, TOP},
 };
 
-/// Slow steps of one pool at once.
+/// The number of slow steps that may run for one pool.
 pub const SLOW_MAX: usize = 8;
 /// The daemon's log line for a format that has begun: its first write takes an hour.
 const SLOW_STEP: &str = "takes 3600000 ms";
-/// Slow steps of all at once, each about something else.
+/// The number of slow steps that may run in all, each for another pool or device.
 pub const SLOW_MOST: usize = 64;
 
 #[test]
@@ -32,7 +32,7 @@ fn slow_pool_delays_no_read_and_no_pool() {
     let serial = slow.send(client::create_pool("slow", &["/dev/slow-a", "/dev/slow-b"]));
     daemon.line_with("on /dev/slow");
 
-    // Nothing from here on takes an hour.
+    // From here on, no call waits for a slow step.
     for number in 0..1000 {
         assert_eq!(client::value(&quick.call(client::get(pool, POOL, "Name"))).as_deref(), Ok("quick"));
         let listed = client::paths(&quick.list()).len();
@@ -49,7 +49,7 @@ fn slow_pool_delays_no_read_and_no_pool() {
     quick.done(client::rename_pool(pool, "renamed"));
     let third = quick.done(client::create_pool("third", &["/dev/third"]));
     quick.done(client::destroy_pool(&third[0]));
-    // The slow call has not ended: its reply would have come first.
+    // The slow call is still running: its reply would have come before this one.
     slow.call(client::ping());
     assert!(!slow.has_reply(serial));
     println!("answered beside a pool in the making: 2000 reads, 18 changes of other pools");
@@ -75,7 +75,7 @@ fn timed(client: &Client, call: dbus::Message) -> Duration {
     begin.elapsed()
 }
 
-/// Prints figures; asserts only that the slow call is answered in the end.
+/// Prints figures. Asserts only that the slow call is answered in the end.
 #[test]
 fn latencies_idle_and_beside_a_pool_creation() {
     let bus = Bus::start();
@@ -119,11 +119,12 @@ fn latencies_idle_and_beside_a_pool_creation() {
 /// One call less than the pending replies that a system bus allows a connection, so that a `Ping`
 /// still passes.
 const CALLS_OF_EACH: usize = 127;
-/// Times [`CALLS_OF_EACH`], twelve thousand calls are waiting.
+/// With [`CALLS_OF_EACH`] calls each, twelve thousand calls are waiting.
 const CLIENTS_WAITING: usize = 95;
 
-/// Figures of other pools beside requests that wait for a name; that the waiting ones do nothing meanwhile is counted in the
-/// dispatcher's own tests. A creation elsewhere took 11.5 s, since each change of anything had all of them look again.
+/// Prints figures of other pools beside requests that wait for a name. The tests of the dispatcher
+/// check that the waiting requests do nothing meanwhile. Creating a pool elsewhere took 11.5 s when
+/// each change woke all of them.
 #[test]
 fn latencies_beside_twelve_thousand_parked_requests() {
     let bus = Bus::start();
@@ -154,8 +155,8 @@ fn latencies_beside_twelve_thousand_parked_requests() {
     for client in &waiting {
         client.call(client::ping());
     }
-    // The pool takes them in order of arrival, so all have found the name taken when this reply
-    // comes.
+    // The pool takes the calls in order of arrival, so all of them have found the name taken when
+    // this reply comes.
     client.done(client::set_user_info(device, "last"));
     sample("parked");
     for (client, calls) in waiting.iter().zip(&calls) {
@@ -164,7 +165,7 @@ fn latencies_beside_twelve_thousand_parked_requests() {
     }
 }
 
-/// P6. None of these formats ends, so all that have begun are under way together.
+/// P6. None of these formats ends, so all that have begun are running together.
 #[test]
 fn filesystems_of_one_pool_are_formatted_in_parallel() {
     let bus = Bus::start();
@@ -177,7 +178,7 @@ fn filesystems_of_one_pool_are_formatted_in_parallel() {
     for _ in 0..SLOW_MAX {
         daemon.line_with(SLOW_STEP);
     }
-    // The pool is free meanwhile, and so are reads.
+    // Meanwhile the pool can be changed and read.
     client.done(client::set_user_info(&made[1], "busy"));
     assert_eq!(client::paths(&client.list()).len(), 2, "no filesystem yet");
     assert!(calls.iter().all(|call| !client.has_reply(*call)));
@@ -186,8 +187,8 @@ fn filesystems_of_one_pool_are_formatted_in_parallel() {
     assert_eq!(more, 0, "a pool has its bound");
 }
 
-/// Eight hung formats of one pool occupied half of the workers: keys were not listed, and no other
-/// pool was changed.
+/// Eight hung formats of one pool occupied half of the workers: keys could not be listed, and no
+/// other pool could be changed.
 #[test]
 fn hung_formats_delay_no_other_pool() {
     let bus = Bus::start();
@@ -215,7 +216,7 @@ fn hung_formats_delay_no_other_pool() {
     assert!(calls.iter().all(|call| !client.has_reply(*call)), "the formats hang");
 }
 
-/// All ten are made in the end, in whatever order.
+/// All ten filesystems are made in the end, in any order.
 #[test]
 fn ten_filesystems_at_once_are_all_made() {
     let bus = Bus::start();

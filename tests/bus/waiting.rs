@@ -1,4 +1,5 @@
-//! Calls that cannot be answered yet delay nobody, and what they hold is bounded.
+//! Calls that cannot be answered yet delay no other call, and the resources that they hold are
+//! bounded.
 
 use std::{fs::File, io::Write, os::fd::OwnedFd};
 
@@ -13,8 +14,8 @@ use crate::slow::SLOW_MOST;
 const KEYS_MAX: usize = 64;
 const LIMITS_EXCEEDED: Option<&str> = Some("LimitsExceeded");
 
-/// Sends calls that set keys through pipes without data; returns their serial numbers and the write
-/// ends.
+/// Sends calls that set keys through pipes without data. Returns their serial numbers and the write
+/// ends of the pipes.
 fn unwritten_keys(client: &Client, count: usize) -> Vec<(u32, std::io::PipeWriter)> {
     let one = |number: usize| {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -24,7 +25,8 @@ fn unwritten_keys(client: &Client, count: usize) -> Vec<(u32, std::io::PipeWrite
     (0..count).map(one).collect()
 }
 
-/// Found in review: each held one of the workers that format filesystems, and its descriptor, for a minute.
+/// Found in review: for a minute, each such call held a descriptor and one of the workers that
+/// format filesystems.
 #[test]
 fn keys_that_are_not_written_hold_up_nobody() {
     let bus = Bus::start();
@@ -53,8 +55,8 @@ fn keys_that_are_not_written_hold_up_nobody() {
     }
 }
 
-/// Found in review: all calls but the one that got the key waited for it in a read, each with a worker, for as long as their
-/// client lived.
+/// Found in review: one call got the key. All others waited for it in a read, each with a worker,
+/// for as long as their client lived.
 #[test]
 fn one_pipe_in_several_calls_holds_up_nobody() {
     let bus = Bus::start();
@@ -71,7 +73,8 @@ fn one_pipe_in_several_calls_holds_up_nobody() {
         .collect();
     client.call(client::ping());
     writer.write_all(b"a key").unwrap();
-    // One of them has it. The others wait for another or are told that it was taken; either way nobody else waits.
+    // One call has got the key. The others wait for another key or are refused because this one was
+    // taken. Calls without a key do not wait in either case.
     for round in 0..5 {
         client.done(client::create_filesystem(&pool, &format!("beside{round}")));
     }
@@ -80,7 +83,7 @@ fn one_pipe_in_several_calls_holds_up_nobody() {
     assert!(told.iter().any(|told| matches!(told, Outcome::Changed(_))), "{told:?}");
 }
 
-/// The stop of the daemon does not wait for them.
+/// The stop of the daemon does not wait for unwritten keys.
 #[test]
 fn unwritten_keys_do_not_delay_the_stop() {
     let bus = Bus::start();
@@ -129,7 +132,7 @@ fn calls_that_wait_hold_a_bounded_amount() {
     println!("120 calls of {} names that wait: {more} KiB more", names.len());
     assert!(more < 64 << 10, "{more} KiB");
 
-    // Other clients continue where no slow disk is involved.
+    // Other clients continue, as long as their calls need no slow disk.
     bystander.done(client::set_user_info(device, "mine"));
     let note = bystander.call(client::get(device, BLOCKDEV, "UserInfo"));
     assert_eq!(client::value(&note).as_deref(), Ok("(true mine)"));

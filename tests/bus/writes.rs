@@ -1,5 +1,5 @@
 //! P3 and P4 for one change at a time: when the reply arrives, every client sees the change, and
-//! exactly its signals have come before.
+//! exactly the signals of this change have come before the reply.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use support::{
 const TRIES: usize = 10_000;
 const CLIENTS: usize = 4;
 
-/// Another connection that reads, and its findings.
+/// Another connection that reads, and the wrong values that it found.
 struct Looker<'a> {
     client: Client,
     tries: &'a AtomicUsize,
@@ -23,7 +23,7 @@ struct Looker<'a> {
 }
 
 impl Looker<'_> {
-    /// The very next list and the very next `Get` after a reply.
+    /// Checks the first list and the first `Get` after a reply.
     fn expect(&self, path: &str, interface: &str, property: &str, wanted: Option<&str>) {
         let list = self.client.list();
         let got = client::value(&self.client.call(client::get(path, interface, property)));
@@ -88,7 +88,7 @@ fn what_was_replied_is_in_the_next_read() {
     assert_eq!((tries, misses), (TRIES, 0));
 }
 
-/// A client that hears everything.
+/// A client that receives all signals.
 struct Stage {
     client: Client,
     pool: String,
@@ -109,14 +109,14 @@ impl Stage {
     fn change(&self, call: dbus::Message) -> (Vec<String>, Vec<Signal>) {
         let words = self.client.done(call);
         let before = self.client.take_signals();
-        // Signals after the reply come before the reply to this call.
+        // Signals that come after the reply precede the reply to this call.
         let late = self.news();
         assert!(late.is_empty(), "after the reply: {late:?}");
         (words, before)
     }
 
-    /// The signals so far, except those of usage, which is measured periodically and belongs to no
-    /// call.
+    /// The signals so far, except those about usage, which is measured periodically and belongs to
+    /// no call.
     fn news(&self) -> Vec<Signal> {
         self.client.call(client::ping());
         let measured = |property: &String| matches!(property.as_str(), "TotalPhysicalUsed" | "Used");
@@ -127,7 +127,7 @@ impl Stage {
         self.client.take_signals().into_iter().filter(is_news).collect()
     }
 
-    /// Checks that a call without effect says so and sends no signal.
+    /// Checks that a call without effect is answered as such and sends no signal.
     #[track_caller]
     fn changes_nothing(&self, call: dbus::Message, wanted: &str) {
         let found = match client::outcome(&self.client.call(call)) {
@@ -145,7 +145,7 @@ impl Stage {
     }
 }
 
-/// The object that is added, which must come with all the interfaces of its kind.
+/// The path of an added object. The object must come with all interfaces of its kind.
 fn added(signal: Signal) -> Option<String> {
     let Signal::Added(path, interfaces) = signal else { return None };
     let kind = interfaces.keys().next().unwrap().rsplit_once(".r").unwrap().0.to_owned();
@@ -154,7 +154,7 @@ fn added(signal: Signal) -> Option<String> {
     Some(path)
 }
 
-/// Revisions that tell of a change of the property, and what of.
+/// The number of revisions that announce a change of the property, and the announced values.
 fn told(signals: &[Signal], object: &str, property: &str) -> (usize, BTreeSet<String>) {
     let mut revisions = 0;
     let mut values = BTreeSet::new();
@@ -193,7 +193,7 @@ fn a_change_is_signalled_once_before_its_reply() {
     let (_, signals) = stage.change(client::rename_pool(&stage.pool, "q"));
     assert_eq!(told(&signals, &stage.pool, "Name"), (10, only("q")));
     let (_, signals) = stage.change(client::set_user_info(&stage.device, "old"));
-    // From r3 on; before that the property tells of no changes.
+    // Revisions from r3 on announce changes of this property, earlier ones do not.
     assert_eq!(told(&signals, &stage.device, "UserInfo"), (7, only("(true old)")));
 
     for (gone, call) in [
@@ -221,7 +221,7 @@ fn an_unchanged_object_sends_no_signal() {
     client.done(client::set_user_info(device, "x"));
     client.take_signals();
 
-    // Nothing has to change.
+    // Calls that have nothing to change.
     stage.changes_nothing(client::create_pool("p", &["/dev/a"]), "unchanged");
     stage.changes_nothing(client::create_filesystem(pool, "home"), "unchanged");
     stage.changes_nothing(client::snapshot(pool, home, "other"), "unchanged");
@@ -230,7 +230,7 @@ fn an_unchanged_object_sends_no_signal() {
     stage.changes_nothing(client::add_devices(pool, &["/dev/a"]), "unchanged");
     stage.changes_nothing(client::add_devices(pool, &[]), "unchanged");
     stage.changes_nothing(client::destroy_filesystem(pool, "/org/storage/stratis3/999"), "unchanged");
-    // Impossible values.
+    // Calls with impossible values.
     stage.changes_nothing(client::create_pool("p", &["/dev/other"]), "refused");
     stage.changes_nothing(client::create_pool("q", &["/dev/a"]), "refused");
     stage.changes_nothing(client::create_pool("q", &["relative"]), "refused");
@@ -244,7 +244,7 @@ fn an_unchanged_object_sends_no_signal() {
     stage.changes_nothing(client::destroy_pool(home), "refused");
     stage.changes_nothing(client::set_user_info(home, "x"), "UnknownInterface");
     stage.changes_nothing(client::rename_pool(other, "x"), "UnknownInterface");
-    // The same value again: no error, and no news.
+    // Setting the same value again is no error and sends no signal.
     assert_eq!(client::outcome(&client.call(client::set_user_info(device, "x"))), Outcome::Changed(vec![]));
     assert_eq!(stage.news(), []);
 }

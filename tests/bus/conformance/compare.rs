@@ -1,5 +1,5 @@
-//! Compares recorded values with those found. Paths and UUIDs are matched by what they name, which
-//! is learnt on the way.
+//! Compares recorded values with those of this daemon. A recorded path or UUID matches the first
+//! value found in its place, and from then on only that value.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use serde_json::{Value as Json, json};
 use super::values;
 use support::client::TOP;
 
-/// Sizes that the simulated engine of the recording gives as constants; here they follow from what is stored, and
-/// change when that does.
+/// Sizes that are constants in the simulated engine of the recording. Here they follow from the
+/// stored data and change with it.
 const MEASURED: [&str; 6] = ["AllocatedSize", "NoAllocSpace", "Size", "TotalPhysicalSize", "TotalPhysicalUsed", "Used"];
 
-/// What recorded paths (`~/7`) and UUIDs (`<P1>`) are here.
+/// The paths and UUIDs of this run that correspond to recorded paths (`~/7`) and UUIDs (`<P1>`).
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     names: BTreeMap<String, String>,
@@ -27,7 +27,7 @@ fn is_uuid(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|letter| letter.is_ascii_hexdigit())
 }
 
-/// The name of a placeholder, and whether it stands for the form with hyphens.
+/// The name of a placeholder, and whether it stands for a UUID with hyphens.
 fn placeholder(text: &str) -> Option<(&str, bool)> {
     let name = text.strip_prefix('<')?.strip_suffix('>')?;
     Some(match name {
@@ -41,7 +41,8 @@ fn is_path(text: &str) -> bool {
 }
 
 impl Known {
-    /// The path here; `None` if the object was not made. There was no object 999.
+    /// The path in this run, or `None` if the object was not made. Object 999 never existed in the
+    /// recording.
     pub fn path(&self, recorded: &str) -> Option<String> {
         match recorded {
             "~" => Some(TOP.to_owned()),
@@ -50,7 +51,7 @@ impl Known {
         }
     }
 
-    /// An argument with what things are called here.
+    /// An argument with the paths and UUIDs of this run.
     pub fn fill_in(&self, value: &Json) -> Option<Json> {
         Some(match value {
             Json::String(text) if is_path(text) => self.path(text)?.into(),
@@ -94,8 +95,9 @@ impl Known {
         }
     }
 
-    /// Whether the found value can be the recorded one. `null` stands for anything but an empty text. Arrays need not be
-    /// in order: the recorded one often was that of a hash table.
+    /// Whether the found value can correspond to the recorded one. `null` matches any value except
+    /// an empty text. Arrays may be in another order: a recorded array often had the order of a
+    /// hash table.
     pub fn unify(&mut self, recorded: &Json, found: &Json) -> bool {
         match (recorded, found) {
             (Json::Null, found) => found.as_str() != Some(""),
@@ -126,7 +128,7 @@ impl Known {
         }
     }
 
-    /// Takes what can be the recorded value out of those that are left.
+    /// Takes a value that can correspond to the recorded one from those that are left.
     fn take(&mut self, recorded: &Json, left: &mut Vec<&Json>) -> bool {
         for at in 0..left.len() {
             let mut known = self.clone();
@@ -140,8 +142,9 @@ impl Known {
     }
 }
 
-/// Recorded signals as single facts, each once: the existing daemon says some of them twice, or in several messages. The
-/// flag says whether there were more than were written down.
+/// Splits recorded signals into single facts, each of them once: the existing daemon sends some of
+/// them twice, or in several messages. The flag says whether there were more signals than the
+/// recording contains.
 fn recorded_facts(signals: &[Json]) -> (Vec<Json>, bool) {
     let (mut facts, mut are_more) = (Vec::new(), false);
     for signal in signals {
@@ -174,7 +177,7 @@ fn recorded_facts(signals: &[Json]) -> (Vec<Json>, bool) {
     (once, are_more)
 }
 
-/// What was heard as facts.
+/// The received signals as facts.
 fn found_facts(heard: &[Message]) -> Result<Vec<Json>, String> {
     let short = |name: &str| name.replace("org.storage.stratis3.", "");
     let mut facts = Vec::new();
@@ -199,14 +202,14 @@ fn found_facts(heard: &[Message]) -> Result<Vec<Json>, String> {
                     facts.push(json!(["invalid", interface, path, property]));
                 }
             }
-            // The bus itself tells of names.
+            // Signals of the bus itself, about names.
             _ => {}
         }
     }
     Ok(facts)
 }
 
-/// The kind of interface of which all revisions must be named.
+/// The kind of the interfaces. All revisions of this kind must be among the names.
 fn all_revisions(mut names: Vec<String>) -> Result<String, String> {
     names.sort();
     let kind = names.first().and_then(|name| name.split_once('.')).map(|(kind, _)| kind.to_owned()).unwrap_or_default();

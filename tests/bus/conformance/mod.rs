@@ -1,11 +1,12 @@
-//! The observed answers of the existing daemon, entry by entry, compared with those of this one.
+//! Compares the recorded answers of the existing daemon with those of this one, entry by entry.
 //!
-//! `observed.jsonl` holds 361 requests in the order in which they were made, with reply and signals, as recorded
-//! (`docs/spec/dbus/dbus-behaviours.md`). Each must be answered in the same way here, or stand in `differences.json`, which says
-//! why and what is answered instead. A difference that is none any more is an error as well.
+//! `observed.jsonl` holds 361 requests in the order in which they were made, with reply and
+//! signals, as recorded (`docs/spec/dbus/dbus-behaviours.md`). This daemon must answer each of them
+//! in the same way, unless `differences.json` lists the request with the reason and the other
+//! answer. A listed difference that no longer exists is an error as well.
 //!
-//! Paths and UUIDs are matched by what they stand for; texts for people are not compared; the order of signals is the
-//! matter of other tests, that each comes once is seen here, too.
+//! Paths and UUIDs are matched by the objects that they name. Error texts are not compared. Other
+//! tests check the order of signals; this one checks that each signal comes once.
 
 mod compare;
 mod values;
@@ -31,7 +32,7 @@ struct Entry {
     signature: String,
     arguments: Vec<Json>,
     reply: Reply,
-    /// That of the version before, if it differs.
+    /// The reply of the version before, if it differs.
     older: Option<Reply>,
     #[serde(default)]
     signals: Vec<Json>,
@@ -43,7 +44,7 @@ enum Reply {
     Error {
         error: String,
     },
-    /// No values were recorded where the text was cut.
+    /// `values` is missing if the recording cut the text.
     Return {
         signature: String,
         values: Option<Vec<Json>>,
@@ -56,16 +57,16 @@ enum Reply {
 struct Difference {
     entries: Vec<String>,
     why: String,
-    /// The answer is that of the version before.
+    /// The expected answer is that of the version before.
     #[serde(default)]
     like_older: bool,
     reply: Option<Reply>,
     signals: Option<Vec<Json>>,
-    /// What is asked for instead.
+    /// The arguments of the call, in place of the recorded ones.
     arguments: Option<Vec<Json>>,
-    /// The pool of object `~/4` gets filesystems until it has so many.
+    /// Before the call, the pool of object `~/4` is filled up to this number of filesystems.
     fill_to: Option<usize>,
-    /// Skipped, since its object was not made.
+    /// The request is skipped, because its object was not made.
     #[serde(default)]
     unreachable: bool,
 }
@@ -131,7 +132,7 @@ impl Run {
         }
     }
 
-    /// The call; `None` if its object was not made.
+    /// The call, or `None` if its object was not made.
     fn message(&self, entry: &Entry, arguments: &[Json]) -> Option<Message> {
         let (interface, member) = entry.member.rsplit_once('.').unwrap();
         let arguments: Vec<Json> = arguments.iter().map(|value| self.known.fill_in(value)).collect::<Option<_>>()?;

@@ -1,5 +1,6 @@
-//! Recorded values to arguments of a message, and what comes back to values of the same form: a structure or array is an
-//! array, a variant `{"type": …, "value": …}`, a descriptor `{"descriptor": bytes that can be read from it}`.
+//! Converts recorded values to the arguments of a message, and the values of a reply to the
+//! recorded form: a structure or array is an array, a variant is `{"type": …, "value": …}`, a
+//! descriptor is `{"descriptor": bytes that can be read from it}`.
 
 use std::{fs::File, io::Write};
 
@@ -12,7 +13,7 @@ use dbus::{
 };
 use serde_json::{Map, Value as Json, json};
 
-/// The full name of a shortened interface.
+/// The full name of an interface from its short form.
 pub fn interface(short: &str) -> String {
     match short {
         "Properties" | "ObjectManager" | "Introspectable" | "Peer" => format!("org.freedesktop.DBus.{short}"),
@@ -20,7 +21,7 @@ pub fn interface(short: &str) -> String {
     }
 }
 
-/// The complete types of a signature.
+/// Splits a signature into complete types.
 fn types(signature: &str) -> Vec<&str> {
     let (mut found, mut depth, mut start) = (Vec::new(), 0, 0);
     for (at, letter) in signature.char_indices() {
@@ -37,7 +38,8 @@ fn types(signature: &str) -> Vec<&str> {
     found
 }
 
-/// The arguments of a call. The first of the properties interface is a shortened interface name.
+/// The arguments of a call. The first argument of a call to the properties interface is the short
+/// form of an interface name.
 pub fn items(signature: &str, values: &[Json], is_property: bool) -> Vec<MessageItem> {
     let mut items: Vec<MessageItem> =
         types(signature).into_iter().zip(values).map(|(of, value)| item(of, value)).collect();
@@ -76,12 +78,13 @@ fn item(of: &str, value: &Json) -> MessageItem {
     }
 }
 
-/// A pipe with the bytes, whose writer is gone. Where a number was recorded, which one did not matter.
+/// The read end of a pipe that contains the bytes, with the write end closed. If the recording has
+/// a number instead of bytes, the contents do not matter.
 fn descriptor(value: &Json) -> OwnedFd {
     let (reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(value["descriptor"].as_str().unwrap_or_default().as_bytes()).unwrap();
     let file = File::from(std::os::fd::OwnedFd::from(reader));
-    // The crate's own type is only to be had by reading it from a message.
+    // The crate's own descriptor type can only be obtained by reading it from a message.
     let carrier = Message::new_signal("/", "a.b", "C").unwrap().append1(file);
     carrier.get1::<OwnedFd>().unwrap()
 }
