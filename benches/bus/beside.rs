@@ -1,5 +1,5 @@
-//! What calls about one pool cost beside something large, long or hung in other pools, against the
-//! same calls on an idle daemon.
+//! The cost of calls about one pool beside something large, long or hung in other pools, compared
+//! with the same calls to an idle daemon.
 
 use std::{
     fs::File,
@@ -38,8 +38,8 @@ struct Quiet {
     filesystem: String,
 }
 
-/// The times of its calls. Two floors are taken in turn with `Get`: `Ping` of another program on the same bus, which is what the
-/// bus costs, and `Ping` of the daemon.
+/// The durations of calls about the quiet pool. `Get` alternates with two floors: `Ping` to another
+/// program on the same bus, which is the cost of the bus, and `Ping` to the daemon.
 struct Figures {
     bus: Samples,
     ping: Samples,
@@ -121,7 +121,7 @@ pub fn measure(musts: &mut Musts) {
     musts.note("parked requests that wait to the end", &waiting.to_string(), waiting >= PARKED);
 }
 
-/// Creates a pool with many filesystems; returns its path.
+/// Creates a pool with many filesystems. Returns the path of the pool.
 fn large_pool(client: &Client) -> String {
     let pool = client.done(client::create_pool("large", &["/dev/large"])).swap_remove(0);
     let limit = Variant(Box::new(2 * FILESYSTEMS as u64) as Box<dyn RefArg>);
@@ -190,7 +190,7 @@ fn tell(beside: &str, Figures { bus, ping, get, set, creation }: &Figures) {
     row(&std::iter::once(beside.to_owned()).chain(figures).collect::<Vec<_>>());
 }
 
-/// Calls whose keys are never written, and the write ends of their pipes.
+/// Calls whose keys are never written, and the write ends of the pipes.
 fn awaited_keys(stage: &Stage) -> Vec<(Client, Vec<std::io::PipeWriter>)> {
     let one = |of: usize| {
         let client = Client::new(&stage.bus);

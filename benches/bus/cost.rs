@@ -63,8 +63,8 @@ pub fn idle(musts: &mut Musts) {
     );
 }
 
-/// Short-lived clients, one after the other, that ask for a list of some 100 kB: some read it, others
-/// disconnect without reading.
+/// Short-lived clients, one after the other, that ask for a list of some 100 kB. Some read it,
+/// others disconnect without reading.
 pub fn clients(count: usize, musts: &mut Musts) {
     chapter("Resident memory over short-lived clients");
     head(&["", &format!("after {} of them", count / 8), &format!("after {count}"), "more"]);
@@ -79,11 +79,11 @@ pub fn clients(count: usize, musts: &mut Musts) {
                     false => wire.post(&mut list()),
                 }
             }
-            // Answered after all that came before.
+            // This call is answered after all earlier ones.
             stage.wire().call(&mut ping());
             stage.daemon.resident_kib()
         };
-        // Tables and the allocator's pages are as large by then as they get.
+        // By then, tables and the allocator's pages have reached their final size.
         let first = some(count / 8);
         let last = some(count - count / 8);
         let growth = last.saturating_sub(first);

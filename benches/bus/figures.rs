@@ -1,6 +1,6 @@
 //! Samples, and their report as Markdown tables and lines, as in docs/performance.md.
 //!
-//! Knows nothing of what was measured.
+//! This module knows nothing of what was measured.
 
 use std::{fmt::Display, time::Duration};
 

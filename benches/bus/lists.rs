@@ -1,7 +1,7 @@
-//! GetManagedObjects against two floors, called alternately by the same client: a byte array of the
-//! same size, and the same list from the memory of another program. The second floor is the cost of
-//! the bus, which checks every value of the list whoever sends it. Neither floor has work of its
-//! own.
+//! GetManagedObjects compared with two floors, called alternately by the same client: a byte array
+//! of the same size, and the same list from the memory of another program. The second floor is the
+//! cost of the bus, which checks every value of a list, whichever program sends it. Neither floor
+//! does any work of its own.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

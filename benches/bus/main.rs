@@ -1,9 +1,9 @@
-//! The cost of the bus side, always against a floor that is measured alternately in the same run,
-//! so that other load on the machine affects both alike. `make bench` runs it; docs/performance.md
-//! has its output.
+//! The cost of the bus side, always compared with a floor that is measured alternately in the same
+//! run, so that other load on the machine affects both alike. `make bench` runs it;
+//! docs/performance.md contains its output.
 //!
 //! Times are from the first byte of a call written to the last byte of its reply read, by a client
-//! that does no more than that ([`wire`]); a client library adds its own cost.
+//! that does no more than that ([`wire`]). A client library adds its own cost.
 
 mod beside;
 mod cost;
@@ -20,9 +20,11 @@ use std::{env, fs};
 use figures::Musts;
 
 const USAGE: &str = "usage: bus [--only reads|lists|writes|scale|beside|start|idle|memory|clients]\n           [--calls NUMBER] [--clients NUMBER]";
-/// Calls over which memory must stay flat; docs/performance.md promises it for `--calls 1000000`.
+/// The number of calls over which memory must stay flat. docs/performance.md promises it for
+/// `--calls 1000000`.
 const CALLS: usize = 100_000;
-/// Short-lived clients over which memory must stay flat; `--clients 32000` is the longer proof.
+/// The number of short-lived clients over which memory must stay flat. `--clients 32000` is the
+/// longer proof.
 const CLIENTS: usize = 4000;
 
 fn main() {

@@ -1,5 +1,5 @@
-//! Single reads against `Peer.Ping` to the same daemon, which is the cost of the round trip: idle,
-//! while every pool is being written, and with a growing number of clients.
+//! Single reads compared with `Peer.Ping` to the same daemon, which is the cost of the round trip:
+//! on an idle daemon, while every pool is being written, and with a growing number of clients.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -92,7 +92,7 @@ pub fn write_once(client: &Client, pool: &str, name: &str) {
     client.done(client::destroy_filesystem(pool, &made[0]));
 }
 
-/// Runs clients that call without pause; returns their samples and the time they took.
+/// Runs clients that make calls without pause. Returns their samples and the elapsed time.
 fn crowd(stage: &Stage, clients: usize, call: &(dyn Fn() -> Call + Sync)) -> (Samples, Duration) {
     let wires: Vec<_> = (0..clients).map(|_| stage.wire()).collect();
     let begin = Instant::now();

@@ -1,6 +1,6 @@
 //! One pool with a growing number of filesystems: the cost of one more, and of the list, the stop
 //! and the start of all. The floor is the smallest number: the cost per filesystem must not grow.
-//! And one pool beside a growing number of stopped ones.
+//! Also one pool beside a growing number of stopped ones.
 
 use std::{
     fs::File,
@@ -19,7 +19,7 @@ use crate::{
 const NUMBERS: [usize; 4] = [125, 250, 500, 1000];
 /// The tolerated growth of the cost per filesystem between the smallest and the largest number.
 const TOLERANCE: f64 = 1.5;
-/// Stopped pools: none, as many as are told with each signal, and many.
+/// Numbers of stopped pools: none, as many as each signal contains, and many.
 const STOPPED: [usize; 3] = [0, 63, 1000];
 const ROUNDS: usize = 100;
 
@@ -32,7 +32,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 fn named(member: &str, pool_name: &str) -> dbus::Message {
     let call = client::call(TOP, MANAGER, member, (pool_name, "name"));
     match member {
-        // Not encrypted, no key, with its cache.
+        // Not encrypted, without a key, and with its cache.
         "StartPool" => {
             let none = File::open("/dev/null").expect("/dev/null exists");
             call.append3((false, (false, 0_u32)), (false, none), false)
@@ -82,7 +82,8 @@ pub fn measure(musts: &mut Musts) {
     }
 }
 
-/// The time to stop and start a pool beside stopped pools, and to read the property that lists them.
+/// The time to stop and start a pool beside stopped pools, and to read the property that lists
+/// them.
 pub fn stopped(musts: &mut Musts) {
     let stage = Stage::new(&[]);
     let client = Client::new(&stage.bus);
@@ -105,7 +106,8 @@ pub fn stopped(musts: &mut Musts) {
             stops.add(timed(|| client.done(named("StopPool", "mine"))).1);
             starts.add(timed(|| client.done(named("StartPool", "mine"))).1);
         }
-        // Apart, since a long list leaves nothing else in the processors' caches.
+        // Measured separately, because a long list evicts everything else from the processors'
+        // caches.
         for _ in 0..ROUNDS {
             sample(&mut wire, &mut get, &mut gets);
         }

@@ -1,7 +1,7 @@
 //! The measured system: a private bus with raised limits, one `stratisd --sim`, a second program
 //! that serves the floors, and pools with filesystems.
 //!
-//! Knows nothing of what is measured.
+//! This module knows nothing of what is measured.
 
 use std::{
     collections::BTreeMap,
@@ -21,14 +21,14 @@ use crate::{
     wire::{Call, Wire},
 };
 
-/// As docs/bus.md recommends for tens of thousands of filesystems.
+/// The limits that docs/bus.md recommends for tens of thousands of filesystems.
 const LIMITS: Limits = Limits { message_bytes: Some(64 << 20), held_bytes: None };
 const LIMIT_VARIABLE: (&str, &str) = ("STRATISD_DBUS_MAX_MESSAGE_SIZE", "67108864");
-/// The default limit of filesystems in a pool.
+/// The default limit on the number of filesystems in a pool.
 const FILESYSTEMS_OF_A_POOL: usize = 100;
 /// Bus name and object path of the program that serves the floors.
 const FLOORS: &str = "bench.Floors";
-/// The argument that turns this program into that one; the socket of the bus follows.
+/// The argument that makes this program serve the floors. The socket of the bus follows it.
 pub const SERVE_FLOORS: &str = "--serve-floors";
 
 pub fn list() -> Call {
@@ -52,7 +52,7 @@ pub fn floor(method: &str) -> Call {
     Call::new(FLOORS, "/", FLOORS, method, &[])
 }
 
-/// The main function of that program.
+/// The main function of the program that serves the floors.
 pub fn serve_floors(socket: &str) -> ! {
     let mut wire = Wire::connect(socket.as_ref());
     wire.take_name(FLOORS);
@@ -81,7 +81,7 @@ pub struct Stage {
     _floors: Floors,
     pub daemon: Daemon,
     pub client: Client,
-    /// Paths of the pools, each with those of its filesystems.
+    /// The paths of the pools, each with the paths of its filesystems.
     pub pools: Vec<(String, Vec<String>)>,
     pub bus: Bus,
 }
@@ -105,7 +105,7 @@ impl Stage {
         Wire::connect(&self.bus.socket())
     }
 
-    /// Creates filesystems up to this number, and pools for them.
+    /// Creates filesystems up to this number, with the pools that they need.
     pub fn grow_to(&mut self, filesystems: usize) {
         for number in self.filesystems().count()..filesystems {
             if number.is_multiple_of(FILESYSTEMS_OF_A_POOL) {
@@ -118,7 +118,7 @@ impl Stage {
     /// Creates a filesystem in the last pool.
     pub fn add_filesystem(&mut self, name: &str) {
         let (pool, filesystems) = self.pools.last_mut().expect("pools are created first");
-        // The reply has its path, then its name.
+        // The reply contains the path, then the name.
         filesystems.push(self.client.done(client::create_filesystem(pool, name)).swap_remove(0));
     }
 
@@ -152,8 +152,8 @@ impl Stage {
         sleeps
     }
 
-    /// The threads that woke up within a time, and how often. Work that is running at the start may
-    /// take a second to settle.
+    /// The threads that woke up within a time, and how often. Work that is still running at the
+    /// start has a second to settle.
     #[allow(clippy::disallowed_methods, reason = "the measurement is about a span of time")]
     pub fn wakings(&self, within: Duration) -> BTreeMap<String, u64> {
         std::thread::sleep(Duration::from_secs(1));

@@ -1,7 +1,8 @@
-//! A minimal D-Bus client: calls are bytes before the clock starts, and of a reply only the header
-//! is parsed. The figures contain no cost of a D-Bus library.
+//! A minimal D-Bus client: calls are encoded before the clock starts, and of a reply only the
+//! header is parsed. The figures contain no cost of a D-Bus library.
 //!
-//! Knows nothing of what the calls mean. It trusts its input: both ends are ours.
+//! This module knows nothing of what the calls mean. It trusts its input, because both ends belong
+//! to the benchmark.
 
 use std::{
     io::{self, Read, Write},
@@ -58,7 +59,8 @@ impl Writer {
     }
 }
 
-/// A message with these header fields and this body. Its serial number is put in when it is sent.
+/// A message with these header fields and this body. Its serial number is filled in when it is
+/// sent.
 fn message(kind: u8, fields: impl FnOnce(&mut Writer), signature: &str, body: &[u8]) -> Vec<u8> {
     let mut writer = Writer(Vec::with_capacity(256 + body.len()));
     writer.0.extend_from_slice(&[b'l', kind, 0, 1]);
@@ -76,11 +78,11 @@ fn message(kind: u8, fields: impl FnOnce(&mut Writer), signature: &str, body: &[
     writer.0
 }
 
-/// A method call, ready to be sent any number of times.
+/// A method call that can be sent any number of times.
 pub struct Call(Vec<u8>);
 
 impl Call {
-    /// A call with texts as its arguments.
+    /// A call whose arguments are texts.
     pub fn new(destination: &str, path: &str, interface: &str, member: &str, arguments: &[&str]) -> Call {
         let mut body = Writer(Vec::new());
         arguments.iter().for_each(|argument| body.text(argument));
@@ -114,7 +116,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// The start of the body and the end of the message; `None` if too little has been read.
+/// The start of the body and the end of the message, or `None` if too little has been read.
 fn extent(bytes: &[u8]) -> Option<(usize, usize)> {
     let fixed = bytes.get(..FIXED_BYTES)?;
     let body_at = FIXED_BYTES + (u32_at(fixed, 12) as usize).next_multiple_of(8);
@@ -157,7 +159,7 @@ fn header(message: &[u8], (body_at, bytes): (usize, usize)) -> Header {
 pub struct Wire {
     socket: UnixStream,
     serial: u32,
-    /// Starts with the last message taken, which ends at `taken`.
+    /// Starts with the last message returned, which ends at `taken`.
     buffer: Vec<u8>,
     filled: usize,
     taken: usize,
@@ -193,7 +195,7 @@ impl Wire {
         self.socket.write_all(b"BEGIN\r\n")
     }
 
-    /// Takes a well-known name.
+    /// Acquires a well-known name.
     pub fn take_name(&mut self, name: &str) {
         let mut body = Writer(Vec::new());
         body.text(name);
@@ -202,13 +204,14 @@ impl Wire {
         self.call(&mut Call::with_body(bus, "/org/freedesktop/DBus", bus, "RequestName", "su", &body.0));
     }
 
-    /// The first argument of a body, a text.
+    /// The first argument of a body, which is a text.
     fn text(body: &[u8]) -> String {
         let length = body.get(..4).map_or(0, |bytes| u32_at(bytes, 0) as usize);
         String::from_utf8_lossy(body.get(4..4 + length).unwrap_or(body)).into_owned()
     }
 
-    /// Sends a call, waits for its reply, which must not be an error, and returns the body.
+    /// Sends a call, waits for its reply, which must not be an error, and returns the body of the
+    /// reply.
     pub fn call(&mut self, call: &mut Call) -> &[u8] {
         let serial = self.send(&mut call.0);
         loop {
@@ -222,7 +225,7 @@ impl Wire {
         }
     }
 
-    /// Sends a call of which nobody reads the reply.
+    /// Sends a call whose reply is not read.
     pub fn post(&mut self, call: &mut Call) {
         self.send(&mut call.0);
     }
@@ -262,10 +265,10 @@ impl Wire {
     /// Serves the floors until the bus closes the connection:
     ///
     /// - `Keep` requests the list that `list` asks for and keeps its bytes.
-    /// - `Bytes` answers with a byte array of that size: the cost of any method that returns so
-    ///   much.
-    /// - `Kept` answers with the list itself: the cost of the list to the bus, whoever sends it.
-    /// - `Ping` answers with nothing: the cost of any call to the bus.
+    /// - `Bytes` returns a byte array of that size: the cost of any method that returns as much.
+    /// - `Kept` returns the list itself: the cost of the list to the bus, whichever program sends
+    ///   it.
+    /// - `Ping` returns nothing: the cost of any call to the bus.
     pub fn serve_floors(mut self, list: &mut Call, signature: &str) -> ! {
         let (mut kept, mut bytes) = (Vec::new(), Vec::new());
         loop {

@@ -1,6 +1,6 @@
-//! Mutations: a filesystem is created, renamed and destroyed, each durable on the simulated disks,
-//! signalled and answered. By one client and by several, with and without a creation of a pool that
-//! never ends.
+//! Mutations: a filesystem is created, renamed and destroyed. Each mutation is durable on the
+//! simulated disks, signalled and answered. Measured with one client and with several, with and
+//! without the creation of a pool that never ends.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ pub fn measure() {
     let mut stages =
         [&[][..], &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]].map(Stage::new);
     stages.iter_mut().for_each(|stage| (0..POOLS).for_each(|_| stage.add_pool()));
-    // This creation is running once a later call of the same client has been answered. It never
+    // This creation has begun once a later call of the same client has been answered. It never
     // ends.
     let slow = Client::new(&stages[1].bus);
     let serial = slow.send(client::create_pool("slow", &["/dev/slow-a", "/dev/slow-b"]));

@@ -1,4 +1,4 @@
-//! Any bytes read as pool-level JSON: see `support::fuzz_bodies::pool_json`.
+//! Reads any bytes as pool metadata: see `support::fuzz_bodies::pool_json`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| support::fuzz_bodies::pool_json(bytes));

@@ -1,6 +1,6 @@
-//! The simulation compared with the kernel: the same commands and the same output. `support::alike`
-//! has the comparisons, docs/simulation.md what is not modelled. `make test-machine ONLY=simulation`
-//! runs the comparisons on a real kernel.
+//! The simulation compared with the kernel: the same commands must give the same output. The
+//! comparisons are in `support::alike`. docs/simulation.md says what the simulation does not model.
+//! `make test-machine ONLY=simulation` runs the comparisons on a real kernel.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 
@@ -33,7 +33,7 @@ impl Place for Simulated {
     }
 
     fn lose_patience(&self) {
-        // Both the write and the suspend are waiting.
+        // Waits until both the write and the suspend wait for space.
         assert!(self.0.wait_for_stalled(2, alike::LIMIT));
         self.0.advance_clock(Duration::from_secs(60));
     }

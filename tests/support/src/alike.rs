@@ -1,6 +1,6 @@
-//! What the simulation and the kernel must agree on: the same commands, the same status lines. Each
-//! function runs on both. Numbers of thin-pool metadata, which the simulation only estimates, are
-//! not compared.
+//! Comparisons of the simulation with the kernel: the same commands must give the same status
+//! lines. Each function runs on both. Counts of thin-pool metadata blocks, which the simulation
+//! only estimates, are not compared.
 
 use std::{
     os::fd::BorrowedFd,
@@ -22,7 +22,7 @@ use crate::examples::SIGNATURE_BLOCK;
 /// Longest wait for something that must happen.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// The pool of all devices made here; none is left.
+/// The pool UUID in the names of all devices made here. No such device is left at the end.
 const POOL: &str = "0123456789abcdef0123456789abcdef";
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 const OTHER: &str = "11111111-2222-4333-8444-555555555555";
@@ -40,7 +40,7 @@ pub trait Place: Sync {
     fn mount(&self, node: &Path, at: &Path);
     /// Unmounts as a user.
     fn unmount(&self, at: &Path);
-    /// Lets the kernel's timeout for space pass, while a write and a suspend wait for space.
+    /// Lets the kernel's `no_space_timeout` pass, while a write and a suspend wait for space.
     fn lose_patience(&self);
     /// Stops udev's event processing.
     fn hold_udev(&self);
@@ -77,7 +77,8 @@ impl<'a> ThinPool<'a> {
         ThinPool { platform, disk, block, name: name("thinpool-pool"), number }
     }
 
-    /// Used and total data blocks, mode, behaviour without space, and whether it needs a check.
+    /// Used and total data blocks, mode, behaviour when out of space, and whether the pool needs a
+    /// check.
     fn status(&self) -> String {
         let status = self.platform.dm_status(&self.name).unwrap().remove(0);
         println!("        {status}");
@@ -101,7 +102,7 @@ impl<'a> ThinPool<'a> {
         }
     }
 
-    /// Loads its table again, with this many data blocks, and resumes it.
+    /// Loads the pool's table again, with this many data blocks, and resumes the pool.
     fn renew(&self, blocks: u64) {
         let number = |role: &str| self.platform.dm_find(&name(role)).unwrap().unwrap().number;
         let table = pool_table(number("flex-thinmeta"), number("flex-thindata"), self.block, blocks);
@@ -199,8 +200,8 @@ fn readable(fd: BorrowedFd<'_>) -> bool {
     poll(&mut fds, Some(&Timespec::try_from(LIMIT).unwrap())).unwrap() > 0
 }
 
-/// Without metadata space a pool is read-only, but not damaged; more metadata space is all it
-/// takes.
+/// A pool without metadata space is read-only, but not damaged. More metadata space makes it
+/// writable again.
 pub fn metadata_space(place: &dyn Place) {
     let pool = ThinPool::new(place, 64, 128, 1000);
     let thin = pool.thin(0, 1 << 20);
@@ -210,11 +211,11 @@ pub fn metadata_space(place: &dyn Place) {
     assert_eq!(errno(&refused), nix::libc::EOPNOTSUPP);
     assert_eq!(pool.status(), "1/1000 ro queue_if_no_space -");
     assert_eq!(thin.write(MIB, b"unmapped"), nix::libc::EIO);
-    // Mapped blocks can be written: there is nothing to commit.
+    // Mapped blocks can be written, because nothing must be committed.
     assert_eq!(thin.write(0, b"written"), 0);
     assert_eq!(place.platform().read(&thin.node, 1, 3).unwrap(), *b"rit");
-    // A resume with the same live table changes nothing. The same table loaded again makes the pool
-    // check once more.
+    // A resume with the same live table changes nothing. When the same table is loaded again, the
+    // pool checks its metadata once more.
     place.platform().dm_suspend(&pool.name, false).unwrap();
     place.platform().dm_resume(&pool.name, Visibility::Private).unwrap();
     assert_eq!(errno(&pool.message("create_thin 1000")), nix::libc::EOPNOTSUPP);
@@ -233,7 +234,7 @@ pub fn metadata_space(place: &dyn Place) {
     pool.remove();
 }
 
-/// A deletion is refused without metadata space, and succeeds when the table has been loaded again.
+/// A deletion is refused without metadata space. It succeeds after the table has been loaded again.
 pub fn metadata_deletion(place: &dyn Place) {
     let pool = ThinPool::new(place, 64, 128, 1000);
     let made = (0..).take_while(|id| pool.message(&format!("create_thin {id}")).is_ok()).count();
@@ -247,13 +248,13 @@ pub fn metadata_deletion(place: &dyn Place) {
     pool.remove();
 }
 
-/// A transaction that maps many blocks at once runs out of metadata in the middle and is aborted.
+/// A transaction that maps many blocks at once runs out of metadata space halfway and is aborted.
 pub fn metadata_overrun(place: &dyn Place) {
     let pool = ThinPool::new(place, 32, 128, 10_000);
     let thin = pool.thin(0, 10_000 * 128);
     assert_eq!(thin.write(0, &vec![1; 512 << 20]), nix::libc::EIO);
     let status = pool.status();
-    // What was committed by then depends on timing.
+    // How much was committed before depends on timing.
     assert!(status.ends_with(" ro queue_if_no_space needs_check"), "{status}");
     pool.resize("flex-thinmeta", 0, 128 * 8);
     pool.renew(10_000);
@@ -267,8 +268,8 @@ pub fn metadata_overrun(place: &dyn Place) {
     place.platform().dm_remove(&name("flex-thinmeta")).unwrap();
 }
 
-/// A pool that is out of data space queues writes for a time. A suspend with flush of their device
-/// waits with them.
+/// A pool that is out of data space queues writes until its timeout. A suspend with flush of the
+/// written device waits with them.
 pub fn patience(place: &dyn Place) {
     let platform = place.platform();
     let pool = ThinPool::new(place, 1024, 2048, 4);
@@ -298,7 +299,7 @@ pub fn patience(place: &dyn Place) {
     pool.remove();
 }
 
-/// xfs_db does not write a UUID into an XFS whose log needs a replay, but exits successfully.
+/// xfs_db does not write a UUID into an XFS whose log needs a replay, and still exits successfully.
 pub fn dirty_log(place: &dyn Place) {
     let (platform, at) = (place.platform(), Path::new("/mnt/alike"));
     let pool = ThinPool::new(place, 1024, 2048, 1000);
@@ -325,11 +326,11 @@ pub fn dirty_log(place: &dyn Place) {
     pool.remove();
 }
 
-/// Number of thin-pool blocks that a new XFS maps: its log, one for each allocation group, and the
-/// last one.
+/// The number of thin-pool blocks that a new XFS maps: its log, one block for each allocation
+/// group, and the last block.
 pub fn mkfs_blocks(place: &dyn Place) {
     let pool = ThinPool::new(place, 1024, 2048, 2500);
-    // Size of the filesystem in GiB, blocks of 1 MiB.
+    // Size of the filesystem in GiB, number of blocks of 1 MiB.
     for (id, (gib, expected)) in [(1, 73), (16, 81), (256, 145), (1024, 545)].into_iter().enumerate() {
         let thin = pool.thin(u32::try_from(id).unwrap(), gib << 21);
         thin.mkfs(UUID);
@@ -374,12 +375,12 @@ pub fn shutdown(place: &dyn Place) {
     assert_eq!(write(b"fourth"), 0);
     platform.unmount("alike").unwrap();
     platform.dm_remove(&device).unwrap();
-    // There are no files where nothing is mounted.
+    // Without a mount there are no files.
     assert_eq!(errno(&platform.list_files("alike/files")), nix::libc::ENOENT);
     assert_eq!(write(b"lost"), nix::libc::ENOENT);
 }
 
-/// A device that was just closed can be removed, if not at the first attempt.
+/// A device that was just closed can be removed, though perhaps not at the first attempt.
 pub fn lingering(place: &dyn Place) {
     let pool = ThinPool::new(place, 1024, 2048, 1000);
     pool.message("create_thin 0").unwrap();
@@ -398,7 +399,7 @@ pub fn lingering(place: &dyn Place) {
     pool.remove();
 }
 
-/// The udev database lags behind; a probe of the device shows the present contents.
+/// The udev database lags behind. A probe of the device shows the current contents.
 pub fn late_udev(place: &dyn Place) {
     let (platform, disk) = (place.platform(), place.disk());
     let class = || platform.find_device(disk).unwrap().class;

@@ -1,8 +1,8 @@
 //! A bench for the engine: one engine on a simulated machine. Its chains of steps run in a plain
 //! loop.
 //!
-//! No threads and no locks: the tests prove what the operations do to disks and kernel, step by
-//! step.
+//! There are no threads and no locks. Tests on the bench check what the operations do to disks and
+//! kernel, step by step.
 
 use std::{
     cell::RefCell,
@@ -42,7 +42,7 @@ pub struct Bench {
     stopped: RefCell<Arc<view::StoppedPoolsView>>,
 }
 
-/// Offset in bytes of a test's mark in a filesystem, away from what mkfs writes.
+/// Offset in bytes of a test's mark in a filesystem. mkfs writes nothing there.
 const MARK_AT: u64 = 64 << 20;
 
 impl Bench {
@@ -65,7 +65,7 @@ impl Bench {
 
     /// An engine before its discovery.
     pub fn without_discovery(sim: Sim) -> Bench {
-        // The former process, if any, has ended.
+        // A new engine means that the former process, if any, has ended.
         sim.end_process();
         let engine = Engine::new(Arc::new(sim.clone()));
         Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() }
@@ -176,8 +176,8 @@ impl Bench {
         device.is_some_and(|device| self.sim.link(&link) == Some(device.number))
     }
 
-    /// Checks that the machine has what the running pools need, what is shown as active of stopped
-    /// pools, and nothing else.
+    /// Checks that the machine has what the running pools need, what the view shows as active in
+    /// stopped pools, and nothing else.
     pub fn check_nothing_left(&self, at: &str) {
         let mut devices: Vec<String> = Vec::new();
         let mut mounts: Vec<String> = Vec::new();
@@ -200,7 +200,8 @@ impl Bench {
             assert_eq!(thin.len(), pool.filesystems.len(), "{at}: thin devices {thin:?} of pool {}", pool.name);
             let mut journal =
                 self.sim.list_files(&format!(".mdv-{}/pending", pool.uuid.simple())).expect("the MDV is mounted");
-            // The leftover of an interrupted write is never read, and removed at the next set-up.
+            // The temporary file of an interrupted write is never read, and the next set-up removes
+            // it.
             journal.retain(|file| !file.ends_with(".temp"));
             assert!(journal.is_empty(), "{at}: entries left in the journal of pool {}: {journal:?}", pool.name);
             for (id, filesystem) in &pool.filesystems {
@@ -274,7 +275,8 @@ pub fn name(text: &str) -> Name {
 /// 1 GiB.
 pub const GIB: Sectors = Sectors(2 << 20);
 
-/// The same chain with a check of each step under a lock: no slow call may happen there.
+/// Adds a check to each step of the chain that runs under a lock: such a step must make no slow
+/// call.
 fn watched<T: 'static>(next: Step<T>, sim: Sim) -> Step<T> {
     match next {
         Step::Done(value) => Step::Done(value),

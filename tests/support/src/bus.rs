@@ -1,7 +1,7 @@
-//! A private bus: `dbus-daemon`, or `dbus-broker` for a test that asks for it or an environment that
-//! names it.
+//! A private bus: `dbus-daemon`, or `dbus-broker` if the test or the environment asks for it.
 //!
-//! Knows nothing of the daemon and has no type of the crate `stratisd`: unit tests use this module.
+//! This module knows nothing of the daemon and uses no type of the crate `stratisd`, because unit
+//! tests use it.
 
 mod broker;
 
@@ -30,7 +30,7 @@ pub enum Program {
 }
 
 impl Program {
-    /// The one that `STRATIS_TEST_BUS` names, or else the reference implementation.
+    /// The implementation that `STRATIS_TEST_BUS` names, or the reference implementation.
     pub fn of_environment() -> Program {
         match std::env::var("STRATIS_TEST_BUS").as_deref() {
             Ok("dbus-broker") => Program::Broker,
@@ -43,15 +43,16 @@ impl Program {
 /// Limits that differ from those of a system bus.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// Longest message. dbus-broker has only that of the specification.
+    /// Longest message. dbus-broker knows only the limit of the specification.
     pub message_bytes: Option<u32>,
-    /// Bytes that the bus keeps for receivers that do not read: dbus-daemon for each sender, dbus-broker for each user.
+    /// Bytes that the bus holds for receivers that do not read. dbus-daemon counts them for each
+    /// sender, dbus-broker for each user.
     pub held_bytes: Option<u32>,
 }
 
 /// A private bus with the limits of a system bus. Everybody may do everything on it.
 pub struct Bus {
-    /// Where clients connect.
+    /// The address for clients.
     pub address: String,
     /// Its implementation.
     pub program: Program,
@@ -66,7 +67,7 @@ impl Bus {
         Bus::with_limits(Limits::default())
     }
 
-    /// The same with other limits.
+    /// Starts the implementation that the environment names, with other limits.
     pub fn with_limits(limits: Limits) -> Bus {
         Bus::of(Program::of_environment(), limits)
     }
@@ -125,7 +126,7 @@ impl Bus {
         let mut child = command("dbus-daemon")
             .args(["--nofork", "--print-address=1", &format!("--config-file={}", path("bus.conf"))])
             .stdout(Stdio::piped())
-            // It reports every call that it refuses, and these tests make many.
+            // It reports every refused call, and these tests make many such calls.
             .stderr(Stdio::null())
             .spawn()
             .expect("dbus-daemon is installed");

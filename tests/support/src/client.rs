@@ -1,6 +1,6 @@
-//! A client: calls of the newest revision, replies, and all messages in their order.
+//! A client: calls of the newest revision, replies, and all messages in the order of their arrival.
 //!
-//! Judges nothing.
+//! This module judges nothing.
 
 #![allow(missing_docs, reason = "calls and constants have the names of the bus")]
 
@@ -62,7 +62,7 @@ impl Client {
         self.channel.send(message).expect("memory for a message");
     }
 
-    /// Sends what is queued.
+    /// Sends the queued messages.
     pub fn flush(&self) {
         self.channel.flush();
     }
@@ -88,7 +88,7 @@ impl Client {
 
     /// Whether the reply to a call has arrived. Does not wait.
     pub fn has_reply(&self, serial: u32) -> bool {
-        // Fails if the bus is gone; the next wait reports that.
+        // Fails if the bus is gone. The next wait reports that.
         let _ = self.channel.read_write(Some(Duration::ZERO));
         while let Some(message) = self.channel.pop_message() {
             self.heard.borrow_mut().push_back(message);
@@ -100,17 +100,18 @@ impl Client {
         self.wait(self.send(call))
     }
 
-    /// The signals of the service that have been heard before the last reply, in order.
+    /// The signals of the service that arrived before the last reply, in order.
     pub fn take_signals(&self) -> Vec<Signal> {
         self.heard.borrow_mut().drain(..).filter_map(|message| Signal::parse(&message)).collect()
     }
 
-    /// All messages that have been heard before the last reply, in order.
+    /// All messages that arrived before the last reply, in order.
     pub fn take_heard(&self) -> Vec<Message> {
         self.heard.borrow_mut().drain(..).collect()
     }
 
-    /// The same with no more of new objects than the newest revision, which is much quicker.
+    /// As [`Client::take_signals`], but of a new object it reads only the interfaces of the newest
+    /// revision, which is much faster.
     pub fn take_newest_signals(&self) -> Vec<Signal> {
         self.heard
             .borrow_mut()
@@ -119,7 +120,7 @@ impl Client {
             .collect()
     }
 
-    /// Waits for the next message; `None` if it is no signal of the service.
+    /// Waits for the next message. Returns `None` if it is not a signal of the service.
     pub fn next_signal(&self) -> Option<Signal> {
         let first = self.heard.borrow_mut().pop_front();
         Signal::parse(&first.unwrap_or_else(|| self.next_from_bus()))
@@ -196,7 +197,7 @@ pub fn stop_pool(name: &str) -> Message {
     call(TOP, MANAGER, "StopPool", (name, "name"))
 }
 
-/// Starts an unencrypted pool, by a revision whose arguments have no descriptor.
+/// Starts an unencrypted pool, through a revision whose arguments contain no descriptor.
 pub fn start_pool(name: &str) -> Message {
     call(TOP, "org.storage.stratis3.Manager.r7", "StartPool", (name, "name", (false, "")))
 }
@@ -233,22 +234,22 @@ pub fn object(path: &str) -> Path<'_> {
     Path::new(path).unwrap()
 }
 
-// ---- what comes back ----
+// ---- replies and signals ----
 
 /// The outcome of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Done; paths and texts in the result, in order.
+    /// The change was made. Holds the paths and texts of the result, in order.
     Changed(Vec<String>),
     /// Nothing had to change.
     Unchanged,
-    /// Code 1 and this text.
+    /// The reply has code 1 and this text.
     Refused(String),
     /// A D-Bus error of this name.
     Error(String),
 }
 
-/// Takes a reply `(b…) q s` apart, or that of a `Set`, which is empty.
+/// Parses a reply of type `(b…) q s`, or the empty reply of a `Set`.
 pub fn outcome(reply: &Message) -> Outcome {
     if let Some(error) = error_name(reply) {
         return Outcome::Error(error);
@@ -277,7 +278,8 @@ pub fn full_error_name(reply: &Message) -> Option<String> {
     if reply.msg_type() != MessageType::Error {
         return None;
     }
-    // The crate returns the name only by converting the message into an error, which changes it.
+    // The crate only returns the name when it converts the message into an error, which changes the
+    // message.
     let error = reply.duplicate().unwrap().as_result().err()?;
     Some(error.name()?.to_owned())
 }
@@ -299,7 +301,7 @@ fn flatten(iter: &mut Iter<'_>, flags: &mut Vec<bool>, words: &mut Vec<String>) 
     iter.next();
 }
 
-/// The value in the variant that `Get` answers with; the name of the error otherwise.
+/// The value in the variant that `Get` returns, or the name of the error.
 pub fn value(reply: &Message) -> Result<String, String> {
     match error_name(reply) {
         Some(error) => Err(error),
@@ -307,7 +309,7 @@ pub fn value(reply: &Message) -> Result<String, String> {
     }
 }
 
-/// One of the values that `GetAll` answers with.
+/// One of the values that `GetAll` returns, or the name of the error.
 pub fn value_of(reply: &Message, property: &str) -> Result<String, String> {
     match error_name(reply) {
         Some(error) => Err(error),
@@ -315,14 +317,15 @@ pub fn value_of(reply: &Message, property: &str) -> Result<String, String> {
     }
 }
 
-/// The paths of the objects below the top object, by its introspection.
+/// The paths of the objects below the top object, from its introspection.
 pub fn children(reply: &Message) -> Vec<String> {
     let xml = text(&mut reply.iter_init());
     let nodes = xml.split("<node name=\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0));
     nodes.map(|name| format!("{TOP}/{name}")).collect()
 }
 
-/// UUID (as objects show it) and name of all pools and filesystems in an engine state report.
+/// The UUIDs (in the form of the D-Bus objects) and names of all pools and filesystems in an engine
+/// state report.
 pub fn reported_names(reply: &Message) -> Vec<(String, String)> {
     let report: serde_json::Value = serde_json::from_str(&text(&mut reply.iter_init())).expect("a report is JSON");
     let one = |of: &serde_json::Value| {
@@ -335,7 +338,7 @@ pub fn reported_names(reply: &Message) -> Vec<(String, String)> {
     filesystems.chain(pools.clone()).map(|of| one(&of)).collect()
 }
 
-/// The value at the iterator as a text. Equal texts are equal values, if they are of one type.
+/// The value at the iterator as a text. Two values of one type are equal if their texts are.
 pub fn text(iter: &mut Iter<'_>) -> String {
     let all = |mut inner: Iter<'_>| {
         let mut parts = Vec::new();
@@ -385,7 +388,7 @@ fn properties(iter: &mut Iter<'_>) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `a{sa{sv}}`.
+/// Parses a value of type `a{sa{sv}}`.
 fn interfaces(iter: &mut Iter<'_>) -> Interfaces {
     entries(iter)
         .into_iter()
@@ -397,7 +400,7 @@ fn interfaces(iter: &mut Iter<'_>) -> Interfaces {
         .collect()
 }
 
-/// All objects of a list with everything.
+/// All objects in a list, with all their properties.
 pub fn objects(list: &Message) -> BTreeMap<String, Interfaces> {
     entries(&mut list.iter_init())
         .into_iter()
@@ -409,13 +412,13 @@ pub fn objects(list: &Message) -> BTreeMap<String, Interfaces> {
         .collect()
 }
 
-/// The paths in a list.
+/// The paths of the objects in a list.
 pub fn paths(list: &Message) -> BTreeSet<String> {
     entries(&mut list.iter_init()).iter_mut().map(text).collect()
 }
 
-/// Path, kind and one property of each object of a list: the name of a pool or filesystem, the user
-/// info of a device.
+/// The path of each object in a list, with its kind and one property: the name of a pool or
+/// filesystem, the user info of a device.
 pub fn labels(list: &Message) -> Vec<(String, Label)> {
     entries(&mut list.iter_init())
         .into_iter()
@@ -438,12 +441,12 @@ fn interfaces_of_last_revision(iter: &mut Iter<'_>) -> Interfaces {
         .collect()
 }
 
-/// The property of an object that the history follows.
+/// The one property of an object that a history follows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Label {
     /// Its name.
     Pool(String),
-    /// Path of its pool, its name.
+    /// The path of its pool, and its name.
     Filesystem(String, String),
     /// Its user info.
     Device(String),

@@ -1,6 +1,7 @@
-//! A `stratisd --sim` as a process on a private bus, and what the kernel tells of it.
+//! A `stratisd --sim` process on a private bus, and what the kernel reports about it.
 //!
-//! Waits are for messages, lines and exits; a limit is reached only if something is missing.
+//! The functions wait for messages, lines and exits. They reach a time limit only if something is
+//! missing.
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use crate::{
     processes::{Process, command},
 };
 
-/// The daemon that cargo built with the running test, which lies in the folder `deps` beside it.
+/// The daemon that cargo built with the running test. It lies beside the folder `deps` of the test.
 fn program() -> PathBuf {
     let test = env::current_exe().expect("the kernel knows the path of the test");
     let program = test.parent().and_then(|deps| deps.parent()).expect("the test is below target/").join("stratisd");
@@ -28,17 +29,18 @@ fn program() -> PathBuf {
 }
 
 impl Bus {
-    /// Starts a daemon and waits until it serves. Only errors are in its log.
+    /// Starts a daemon and waits until it serves. Its log contains only errors.
     pub fn daemon(&self, variables: &[(&str, &str)]) -> Daemon {
         self.start_daemon("error", variables, false)
     }
 
-    /// The same with a log that can be read.
+    /// Starts a daemon whose log the test can read.
     pub fn logging_daemon(&self, level: &str, variables: &[(&str, &str)]) -> Daemon {
         self.start_daemon(level, variables, true)
     }
 
-    /// The same; each slow step on something whose name contains this takes an hour. The log says when one begins.
+    /// Starts a daemon on which each slow step on a path that contains `part` takes an hour. The log
+    /// says when such a step begins.
     pub fn daemon_slow_on(&self, part: &str) -> Daemon {
         self.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", "3600000"), ("STRATISD_SIM_SLOW_PATH", part)])
     }
@@ -69,7 +71,7 @@ impl Bus {
 fn lines(stderr: ChildStderr) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        // The test may have ended before.
+        // The test may have ended already.
         BufReader::new(stderr).lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
     });
     receiver
@@ -82,7 +84,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// The next line of the log that contains this.
+    /// Waits for the next line of the log that contains `part`.
     pub fn line_with(&self, part: &str) -> String {
         let log = self.log.as_ref().expect("a logging daemon");
         loop {
@@ -93,7 +95,8 @@ impl Daemon {
         }
     }
 
-    /// The lines of the log that contain this among those that have been written and not read yet.
+    /// The number of lines that contain `part` among those that the daemon has written and the test
+    /// has not read yet.
     pub fn lines_so_far(&self, part: &str) -> usize {
         self.log.as_ref().expect("a logging daemon").try_iter().filter(|line| line.contains(part)).count()
     }
@@ -103,7 +106,7 @@ impl Daemon {
         self.status("VmRSS")
     }
 
-    /// The most that it has been.
+    /// The peak of the resident memory in KiB.
     pub fn resident_max_kib(&self) -> u64 {
         self.status("VmHWM")
     }
@@ -114,17 +117,17 @@ impl Daemon {
         fields[field].split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// Open descriptors.
+    /// The number of open descriptors.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
     }
 
-    /// Asks it to stop.
+    /// Asks the daemon to stop.
     pub fn terminate(&self) {
         self.process.signal(Signal::SIGTERM);
     }
 
-    /// Whether it still runs.
+    /// Whether the daemon is still running.
     pub fn is_up(&mut self) -> bool {
         self.process.is_up()
     }

@@ -1,4 +1,5 @@
-//! Disks as other daemons leave them: written byte by byte, or changed while the pool is stopped.
+//! Disks as other daemons leave them: the functions write them byte by byte, or change them while
+//! the pool is stopped.
 
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,7 @@ pub struct Device<'a> {
 }
 
 impl Device<'_> {
-    /// Writes header and metadata without a trace in the simulation.
+    /// Writes header and metadata. The writes are not part of the simulation's trace.
     pub fn put(&self, sim: &Sim) {
         let path = Path::new(self.path);
         let size = sim.geometry(path).unwrap().size;
@@ -59,20 +60,20 @@ impl Device<'_> {
     }
 }
 
-/// Where the parts of a pool lie on its cap device, which begins at `at` of the disk: start and length.
+/// The start and length of each part of a pool on its cap device.
 pub struct Parts {
     /// First sector of the cap device on the disk.
     pub at: u64,
     /// The metadata volume.
     pub mdv: (u64, u64),
-    /// The thin pool's metadata.
+    /// The thin pool's metadata device.
     pub thin_meta: (u64, u64),
-    /// Its data.
+    /// The thin pool's data device.
     pub thin_data: (u64, u64),
 }
 
-/// Writes the contents of a new pool: an empty thin pool and a metadata volume. Leaves no device
-/// active.
+/// Writes the contents of a new pool: an empty thin pool and a metadata volume. No device is active
+/// afterwards.
 pub fn put_contents(sim: &Sim, disk: &str, pool: PoolUuid, parts: &Parts) {
     let raw = sim.find_device(disk.as_ref()).unwrap().number;
     let part = |name: &str, (start, length): (u64, u64)| -> DeviceNumber {
@@ -113,7 +114,8 @@ pub fn save(sim: &Sim, path: &str, json: &[u8]) {
     bda.save(sim, &path, json, Timestamp { seconds: later, nanoseconds: 0 }).unwrap();
 }
 
-/// Records the decision to destroy the pool on a disk, as a daemon that is killed right afterwards.
+/// Records on a disk the decision to destroy the pool, as if the daemon were killed right
+/// afterwards.
 pub fn condemn(sim: &Sim, path: &str) {
     let bda = Bda::load(sim, path.as_ref(), Repair::ReadOnly).unwrap().expect("a Stratis device");
     let later = bda.last_update().map_or(1, |last| last.seconds + 1);

@@ -1,7 +1,7 @@
-//! The worked examples of the specification (`docs/spec/engine/ondisk-metadata.md` §2.2, 6.9, 6.10).
-//! JSON has line breaks here that no daemon writes.
+//! The worked examples of the specification (`docs/spec/engine/ondisk-metadata.md` §2.2, 6.9,
+//! 6.10). The JSON texts have line breaks here, which daemons do not write.
 //!
-//! No type of the crate `stratisd`: unit tests use this module.
+//! This module uses no type of the crate `stratisd`, because unit tests use it.
 
 /// UUID of the pool in the examples.
 pub const POOL: &str = "01234567-89ab-cdef-0123-456789abcdef";

@@ -1,5 +1,6 @@
-//! What the fuzz targets (`fuzz/`) and `tests/fuzz_bodies.rs` do with bytes, and what must hold for any bytes: no panic,
-//! no unbounded allocation, and what was read and written again is the same.
+//! The bodies of the fuzz targets (`fuzz/`) and of `tests/fuzz_bodies.rs`. For any bytes there must
+//! be no panic and no unbounded allocation, and a value that was read, written and read again must
+//! be the same.
 
 use stratisd::platform::Timestamp;
 use stratisd::{
@@ -13,7 +14,8 @@ use stratisd::{
     },
 };
 
-/// Two signature blocks, one after the other; each also with its checksum made right, or else hardly any would pass.
+/// Two signature blocks, one after the other. Each is also tried with a correct checksum, because
+/// hardly any random block has one.
 pub fn header(bytes: &[u8]) {
     let (first, second) = bytes.split_at(bytes.len().min(BLOCK_BYTES));
     for copies in [[first.to_vec(), second.to_vec()], [with_crc(first, 4), with_crc(second, 4)]] {
@@ -31,7 +33,8 @@ pub fn header(bytes: &[u8]) {
     }
 }
 
-/// An area as small as it can be, its region headers also with their checksums made right.
+/// A metadata area of the smallest size. It is also tried with correct checksums in its region
+/// headers.
 pub fn mda(bytes: &[u8]) {
     let layout = Layout::new(Sectors(4)).expect("four sectors make four regions");
     let start = usize::try_from(layout.offset(0)).expect("the offset is small");
@@ -95,11 +98,11 @@ pub fn fs_json(bytes: &[u8]) {
     }
 }
 
-/// An entry of the journal of filesystems.
+/// An entry of the filesystem journal.
 pub fn journal(bytes: &[u8]) {
     if let Ok(entry) = Journal::parse(bytes) {
         assert_eq!(Journal::parse(&entry.encode()).expect("what is written can be read"), entry);
-        // Its file is named after a filesystem that it is about.
+        // The name of the entry's file contains the UUID of a filesystem that the entry is about.
         let file = entry.file();
         let known =
             |pending: &Pending| file.as_ref().is_some_and(|file| file.contains(&pending.uuid.simple().to_string()));
@@ -109,7 +112,7 @@ pub fn journal(bytes: &[u8]) {
     }
 }
 
-/// The block with the checksum of what follows in its first four bytes.
+/// The block with the checksum of the bytes from `from` on in its first four bytes.
 fn with_crc(block: &[u8], from: usize) -> Vec<u8> {
     let mut block = block.to_vec();
     if block.len() > from {
@@ -120,7 +123,7 @@ fn with_crc(block: &[u8], from: usize) -> Vec<u8> {
     block
 }
 
-/// CRC-32C bit by bit, from its definition rather than by the crate that is under test with the rest.
+/// CRC-32C bit by bit from its definition, and not by the crate that the tested code uses.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0_u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })

@@ -31,7 +31,7 @@ pub fn by_key(token: Option<u32>, description: &str) -> NewBinding {
     NewBinding { token, request: BindRequest::Keyring(key(description)) }
 }
 
-/// What Clevis is asked for with a Tang server.
+/// A Clevis request for a Tang server.
 pub fn tang(url: &str) -> ClevisRequest {
     ClevisRequest::from_client("tang", serde_json::json!({ "url": url, "stratis:tang:trust_url": true })).unwrap()
 }
@@ -53,7 +53,7 @@ pub fn set_key(bench: &mut Bench, description: &str, passphrase: &str) {
     bench.run(ops::set_key(key(description), secret(passphrase))).unwrap();
 }
 
-/// Takes a passphrase out of it.
+/// Removes a passphrase from the keyring.
 pub fn unset_key(bench: &mut Bench, description: &str) {
     bench.run(ops::unset_key(key(description))).unwrap();
 }

@@ -1,16 +1,18 @@
-//! What the tests and benchmarks of `stratisd` share.
+//! Code that the tests and benchmarks of `stratisd` share.
 //!
 //! - Processes: [`processes`], a private [`bus`], the [`daemon`] on it, and a [`client`].
 //! - The engine on a simulated machine: the [`bench`](mod@bench) runs chains of steps one after the
-//!   other, the [`scheduler`] interleaves them; [`state`] is what a user could tell of a machine,
-//!   [`disks`] writes what other daemons leave on disks, [`keys`] is for encrypted pools.
+//!   other, and the [`scheduler`] interleaves them. [`state`] is the state of a machine as a user
+//!   can see it, [`disks`] writes disks as other daemons leave them, and [`keys`] is for encrypted
+//!   pools.
 //! - The worked examples of the specification: [`examples`].
-//! - The simulation beside the kernel: [`alike`]. What fuzz targets do with bytes: [`fuzz_bodies`].
+//! - The comparisons of the simulation with the kernel: [`alike`]. The bodies of the fuzz targets:
+//!   [`fuzz_bodies`].
 //!
-//! Unit tests in `src/` use [`bus`], [`processes`] and [`examples`] only. Cargo compiles the library a
-//! second time for them, and the types of the two copies differ.
+//! Unit tests in `src/` use only [`bus`], [`processes`] and [`examples`]. Cargo compiles the
+//! library a second time for them, and the types of the two copies differ.
 
-// Panics say where a test failed; clippy knows only functions marked as tests.
+// A panic says where a test failed. Clippy allows `unwrap` only in functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
 pub mod alike;

@@ -1,5 +1,5 @@
 //! The running pools of an engine, and the simplest way to run its chains: one after the other, in
-//! a loop, without threads and locks. Knows no particular platform.
+//! a loop, without threads and locks. This module depends on no particular platform.
 
 use std::{
     collections::HashMap,

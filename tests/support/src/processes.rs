@@ -14,10 +14,10 @@ use rustix::{
     process::{PidfdFlags, pidfd_open},
 };
 
-/// Longest wait for an event. Nothing should take nearly that long.
+/// The longest wait for an event. No event should take nearly as long.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// A program to be started.
+/// A program to start.
 #[allow(clippy::disallowed_methods, reason = "the processes belong to the test; there is no other way to start them")]
 pub fn command(program: &str) -> Command {
     Command::new(program)
@@ -32,7 +32,7 @@ impl Process {
         Process(child)
     }
 
-    /// Its process ID.
+    /// The process ID of the child.
     pub fn id(&self) -> u32 {
         self.0.id()
     }
@@ -42,12 +42,12 @@ impl Process {
         kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Whether it still runs.
+    /// Whether the child is still running.
     pub fn is_up(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }
 
-    /// Waits for the exit.
+    /// Waits for the exit of the child.
     pub fn end(&mut self) -> ExitStatus {
         let fd = pidfd_open(rustix::process::Pid::from_child(&self.0), PidfdFlags::empty()).unwrap();
         let limit = Timespec::try_from(LIMIT).unwrap();
@@ -56,7 +56,7 @@ impl Process {
         self.0.wait().unwrap()
     }
 
-    /// Kills it and waits for the exit.
+    /// Kills the child and waits for its exit.
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();

@@ -1,8 +1,9 @@
-//! Several chains under way at once, without threads: a step of one, then a step of another, as a seed says.
+//! Runs several chains at once, without threads: a step of one chain, then a step of another, in an
+//! order that a seed determines.
 //!
-//! A step under a lock ends before any other step begins, so every order of steps that the daemon's
-//! lock and workers allow is among those that seeds give. A parked chain may continue when its
-//! claim is given back.
+//! A step under a lock ends before any other step begins. So the seeds cover every order of steps
+//! that the daemon's lock and workers allow. A parked chain may continue when the claim that it
+//! waits for is given back.
 
 use std::any::Any;
 
@@ -11,7 +12,7 @@ use stratisd::engine::request::{Access, Granted, Join, Mode, Part, Step, Wait};
 
 use crate::bench::Bench;
 
-/// Times that a chain may park in a row, nothing else running, before it counts as spinning.
+/// The number of times that a chain may park in a row before it counts as spinning.
 const PARKS_MAX: u32 = 50;
 
 enum State<T> {

@@ -1,4 +1,4 @@
-//! The state of a machine: all that a user could tell, without what differs from run to run.
+//! The state of a machine: all that a user can see, without what differs from run to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ fn size_of(bench: &Bench, name: &str) -> u64 {
 }
 
 fn metadata_of(bench: &Bench, pool: PoolUuid) -> u64 {
-    // Missing if the pool could not be set up again.
+    // The thin pool is missing if the pool could not be set up again.
     let status = bench.sim.dm_status(&Role::ThinPool.name(pool)).unwrap_or_default();
     status.first().and_then(|line| PoolStatus::parse(line)).map_or(0, |status| status.metadata_total)
 }
@@ -64,12 +64,12 @@ struct PoolState {
     /// Metadata blocks of the thin pool.
     metadata: u64,
     has_cache: bool,
-    /// Whether I/O goes through the cache.
+    /// Whether all I/O goes through the cache.
     cached: bool,
-    /// Path, user info and size of each device, and whether it is of the cache.
+    /// Path, user info and size of each device, and whether it belongs to the cache.
     devices: BTreeMap<String, (Option<String>, u64, bool)>,
     encryption: Option<EncryptionState>,
-    /// Whether its volume key has ever been replaced.
+    /// Whether the volume key of the pool has ever been replaced.
     reencrypted: bool,
     /// The unfinished re-encryption job.
     reencryption: Option<ReencryptionMode>,
@@ -79,16 +79,16 @@ struct PoolState {
 /// The unlock methods of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct EncryptionState {
-    /// Tokens and their bindings.
+    /// Token slots and their bindings.
     keys: Vec<(u32, String)>,
     clevis: Vec<(u32, String, String)>,
-    /// Whether the bindings of all devices agree: keys, Clevis.
+    /// Whether the bindings of all devices agree, for keys and for Clevis.
     agree: (bool, bool),
     volume_key_loaded: bool,
 }
 
 impl PoolState {
-    /// Whether all except the filesystems is equal and the filesystems have the same names.
+    /// Whether everything except the filesystems is equal, and the filesystems have the same names.
     fn is_but_for_filesystems(&self, other: &PoolState) -> bool {
         let bare = |pool: &PoolState| PoolState { filesystems: BTreeMap::new(), ..pool.clone() };
         bare(self) == bare(other) && self.filesystems.keys().eq(other.filesystems.keys())
@@ -106,15 +106,16 @@ struct FilesystemState {
     /// Name of the origin.
     origin: Option<String>,
     merge_scheduled: bool,
-    /// Whether its link leads to its device.
+    /// Whether the filesystem's link leads to its device.
     linked: bool,
-    /// The mark of a test.
+    /// The mark that a test has written.
     mark: u8,
 }
 
 impl State {
-    /// Whether each filesystem is as in one of two states between which only filesystems have
-    /// grown. No XFS may be larger than its device; an old XFS in a grown device is about to grow.
+    /// Whether each filesystem is as in one of two states between which nothing has changed but that
+    /// filesystems have grown. No XFS may be larger than its device; an old XFS in a grown device is
+    /// about to grow.
     pub fn is_between(&self, before: &State, after: &State) -> bool {
         let grown =
             |state: &State, pool: &str, name: &str| Some(state.running.get(pool)?.filesystems.get(name)?.clone());
@@ -131,8 +132,8 @@ impl State {
             })
     }
 
-    /// Whether this has all filesystems of the first and some of the second of two states between
-    /// which only filesystems were created.
+    /// Whether this state has all filesystems of `before` and some of those of `after`, if between
+    /// the two nothing has changed but that filesystems were created.
     pub fn has_some_of(&self, before: &State, after: &State) -> bool {
         let is_between = |name: &str, pool: &PoolState| {
             let (Some(old), Some(new)) = (before.running.get(name), after.running.get(name)) else { return false };
@@ -161,7 +162,7 @@ impl State {
         self.running.values().any(|pool| pool.encryption.is_some())
     }
 
-    /// The present state of a bench.
+    /// The current state of a bench.
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {
             let pool = bench.pool(&pool_name).expect("the name was just listed");
