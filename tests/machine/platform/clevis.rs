@@ -120,14 +120,14 @@ fn tang(machine: &Machine) {
     println!("        (checked {processes} processes)");
     let trusted = linux.clevis_encrypt("tang", &json!({"url": tang.url}), true, &passphrase).unwrap();
     assert!(linux.clevis_decrypt(&trusted).unwrap().same(b"hunter2"));
-    // Its advertisement, fetched before.
+    // The advertisement of the server, fetched beforehand.
     let advertisement = command("curl", &["-sf", &format!("{}/adv", tang.url)]);
     let advertisement: Value = serde_json::from_str(&advertisement).unwrap();
     let config = json!({"url": tang.url, "adv": advertisement});
     let jwe = linux.clevis_encrypt("tang", &config, false, &passphrase).unwrap();
     assert!(linux.clevis_decrypt(&jwe).unwrap().same(b"hunter2"));
 
-    // Untrusted keys would need a confirmation, and no user can be asked.
+    // Untrusted keys would need a confirmation, and there is no user to give one.
     refused(linux.clevis_encrypt("tang", &json!({"url": tang.url}), false, &passphrase), &["encrypt", &tang.url]);
     let config = json!({"url": tang.url, "thp": "x".repeat(43)});
     refused(linux.clevis_encrypt("tang", &config, false, &passphrase), &["encrypt", &tang.url]);
@@ -135,12 +135,12 @@ fn tang(machine: &Machine) {
     drop(tang);
     refused(linux.clevis_decrypt(&jwe), &["decrypt", &url]);
     refused(linux.clevis_encrypt("tang", &json!({"url": url}), true, &passphrase), &["encrypt", &url]);
-    // The same address with other keys.
+    // A server at the same address with other keys.
     let tang = Tang::start(7500);
     refused(linux.clevis_decrypt(&jwe), &["decrypt", &tang.url]);
 }
 
-/// Returns whether there is a TPM, and prints if there is none.
+/// Returns whether the machine has a TPM. Prints a line if it has none.
 fn has_tpm() -> bool {
     let has = env::var_os("TPM2TOOLS_TCTI").is_some() || Path::new("/dev/tpmrm0").exists();
     if !has {
@@ -180,7 +180,7 @@ fn shares(machine: &Machine) {
     refused(linux.clevis_encrypt("sss", &config, false, &secret("x")), &["encrypt", "sss", &urls[0]]);
 }
 
-/// The programs of Clevis can read the token that we write into a header.
+/// The programs of Clevis can read the token that the platform writes into a header.
 fn token(machine: &Machine) {
     use std::collections::BTreeMap;
 
@@ -210,7 +210,7 @@ fn token(machine: &Machine) {
     assert_eq!(command("clevis", &["luks", "pass", "-d", path, "-s", "1"]).trim(), "p".repeat(64));
     command("clevis", &["luks", "unlock", "-d", path, "-n", "clevis-check"]);
     linux.dm_remove("clevis-check").unwrap();
-    // And we can read theirs.
+    // The platform can read the token that the programs of Clevis write.
     command("clevis", &["luks", "regen", "-q", "-d", path, "-s", "1"]);
     let header = linux.luks_read(&device).unwrap().unwrap();
     let token = header.tokens.values().find(|token| token["type"] == "clevis").unwrap();
@@ -221,7 +221,7 @@ fn token(machine: &Machine) {
 }
 
 fn hanging(machine: &Machine) {
-    // It accepts connections and never answers.
+    // This server accepts connections and never answers.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! Disks: what udev, libblkid and the kernel say about them, and their contents.
+//! Disks: what udev, libblkid and the kernel report about them, and their contents.
 
 use std::{
     fs,
@@ -105,7 +105,7 @@ fn partition_table(machine: &Machine) {
     let path = machine.disk(1).path;
     let mut events = machine.linux.device_events().unwrap();
     let mut sector = [0; 512];
-    // One entry: type 0x83, from sector 2048, 4096 sectors long.
+    // One entry: type 0x83, starting at sector 2048, 4096 sectors long.
     sector[446 + 4] = 0x83;
     sector[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
     sector[446 + 12..446 + 16].copy_from_slice(&4096_u32.to_le_bytes());
@@ -125,7 +125,7 @@ fn odd_sizes(machine: &Machine) {
         let read = machine.linux.read(&path, base + 7 + offset as u64, length).unwrap();
         assert_eq!(read, bytes[offset..offset + length], "{length} at {offset}");
     }
-    // Also before the flush.
+    // A read returns the new bytes before the flush, too.
     machine.linux.write(&path, &[WriteStep::At(base, b"unflushed")]).unwrap();
     assert_eq!(machine.linux.read(&path, base, 9).unwrap(), b"unflushed");
     let end = machine.linux.geometry(&path).unwrap().size.0 * 512;
@@ -136,7 +136,7 @@ fn odd_sizes(machine: &Machine) {
 
 fn stale_cache(machine: &Machine) {
     let path = machine.disk(0).path;
-    // An open node keeps its page cache.
+    // An open device node keeps its page cache.
     let cached = fs::File::open(&path).unwrap();
     let mut seen = [0; 9];
     machine.linux.write(&path, &[WriteStep::At(0, b"old bytes"), WriteStep::Flush]).unwrap();
@@ -155,13 +155,14 @@ fn failed_write(machine: &Machine) {
     let path = machine.disk(0).path;
     machine.linux.write(&path, &[WriteStep::At(0, b"old"), WriteStep::Flush]).unwrap();
     let name = machine.private("flakey");
-    // Always down, in a mode in which reads pass and writes fail.
+    // The device fails all the time, in a mode in which reads pass and writes fail.
     let parameters = format!("{} 0 0 3600 1 error_writes", machine.disk(0).number);
     let target = Target::Foreign { kind: "flakey".to_owned(), parameters };
     let table = [Line { start: Sectors(0), length: Sectors(8192), target }];
     machine.linux.dm_create(&name, &name, &table, Visibility::Private).unwrap();
     let flakey = machine.linux.dm_node(&name);
-    // Keeps the page cache of the failing node, so that a cached read would find the new bytes.
+    // Keeps the page cache of the failing device node, so that a cached read would return the new
+    // bytes.
     let held = fs::File::open(&flakey).unwrap();
     let error = machine.linux.write(&flakey, &[WriteStep::At(0, b"new"), WriteStep::Flush]).unwrap_err();
     assert_eq!(error.errno(), Some(nix::libc::EIO), "{error}");
@@ -201,12 +202,12 @@ fn in_use(machine: &Machine) {
     assert!(!machine.linux.hold(&machine.linux.dm_node(&name)).is_err_and(|error| error.is_busy()));
     machine.linux.dm_remove(&name).unwrap();
     assert!(!machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
-    // Open elsewhere, but not exclusively.
+    // Another descriptor has the device open, but not exclusively.
     let _open = fs::File::open(&path).unwrap();
     assert!(!machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
 }
 
-/// The path used to be checked on one device and written to on another.
+/// In the past, the path was checked on one device and written to on another.
 fn held(machine: &Machine) {
     let linux = &machine.linux;
     let (one, two) = (machine.disk(1).path, machine.disk(2).path);
@@ -253,7 +254,7 @@ fn come_and_go(machine: &Machine) {
     machine.linux.dm_remove(&name).unwrap();
     let event = event_where(events.as_mut(), |event| event.path == node && event.action == DeviceAction::Remove);
     assert_eq!(event.device, None);
-    // With nothing to read, `next` says so and the descriptor agrees.
+    // Without a waiting event, `next` returns `None` and the descriptor is not readable.
     while readable(events.fd(), Duration::ZERO) {
         while events.next().unwrap().is_some() {}
     }
@@ -275,7 +276,7 @@ fn overflow(machine: &Machine) {
         }
     }
     assert!(count < 50, "no event was lost, {count} arrived");
-    // Events continue.
+    // Events continue after the loss.
     machine.linux.write(&path, &[WriteStep::At(0, &[0; 8192]), WriteStep::Flush]).unwrap();
     seen(events.as_mut(), &path, &DeviceClass::Unowned);
 }

@@ -27,7 +27,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("a filesystem grows while mounted", grow),
 ];
 
-/// Longer than the whole run: a wait for a link that will not come must end earlier.
+/// Longer than the whole run: a wait for a link that will never appear must end earlier.
 const FOR_EVER: Duration = Duration::from_secs(36_000);
 const SIZE: u64 = 1 << 20;
 
@@ -71,7 +71,7 @@ fn node_behind(link: &Path) -> Option<PathBuf> {
 
 fn programs(machine: &Machine) {
     let linux = &machine.linux;
-    // The sample of the specification (storage-stack.md §7.2).
+    // The worked example of the specification (storage-stack.md §7.2).
     let sectors =
         linux.run(Program::ThinMetadataSize, &["-b", "1048576b", "-s", "1073741824b", "-m", "100", "-n"]).unwrap();
     assert_eq!(sectors.trim(), "872");
@@ -92,7 +92,7 @@ fn link(machine: &Machine) {
     let filesystem = Filesystem::new(machine, 0, pool);
     let node = PathBuf::from(format!("/dev/dm-{}", filesystem.number.minor));
     let announce = |filesystems: &[Announcement], limit| linux.announce(filesystems).unwrap().wait(limit);
-    // The name changes repeatedly; each time the new link exists and the old one is gone.
+    // The name changes repeatedly. Each time the new link exists and the old one is gone.
     let mut old: Option<PathBuf> = None;
     for round in 0..50 {
         let pool = if round % 2 == 0 { "pool" } else { "pö:#" };
@@ -104,16 +104,16 @@ fn link(machine: &Machine) {
             assert!(fs::symlink_metadata(&old).is_err(), "{}", old.display());
         }
     }
-    // The same name again: the link exists already.
+    // The same name again: the link already exists.
     let same = filesystem.announcement("pö:#", "fs-49");
     assert_eq!(announce(std::slice::from_ref(&same), FOR_EVER), Vec::<PathBuf>::new());
     // The UUID of another filesystem: udev refuses, and the wait ends then.
     let wrong = Announcement { filesystem: FsUuid::from_random(linux.random()), ..filesystem.announcement("p", "x") };
     assert_eq!(announce(std::slice::from_ref(&wrong), FOR_EVER), [wrong.link()]);
-    // No such device.
+    // A device that does not exist.
     let nowhere = Announcement { number: DeviceNumber { major: 4000, minor: 1 }, ..filesystem.announcement("p", "y") };
     assert_eq!(announce(&[nowhere.clone(), same.clone()], FOR_EVER), [nowhere.link()]);
-    // A wait that times out returns the missing links; the link still comes.
+    // A wait that times out returns the missing links. They still appear later.
     let late = filesystem.announcement("p", "late");
     let mut pending = announce(std::slice::from_ref(&late), Duration::ZERO);
     if !pending.is_empty() {
@@ -148,7 +148,7 @@ fn many_links(machine: &Machine) {
             });
         }
     });
-    // All in one call, as at the start of a pool.
+    // Announces all filesystems in one call, as at the start of a pool.
     let all: Vec<Announcement> = filesystems
         .iter()
         .enumerate()
@@ -171,7 +171,7 @@ fn grow(machine: &Machine) {
     let announcement = filesystem.announcement("pool", "fs");
     let link = announcement.link();
     assert_eq!(linux.announce(&[announcement]).unwrap().wait(LIMIT), Vec::<PathBuf>::new());
-    // Created, and mounted at once by its link, as a user would.
+    // A user can mount the filesystem by its link as soon as it is announced.
     outside("mkdir", &["-p", "/mnt/fs"]);
     outside("mount", &[link.to_str().unwrap(), "/mnt/fs"]);
     let mounts = linux.mounts(&[filesystem.number]).unwrap();

@@ -63,7 +63,7 @@ const LAYOUT: HeaderLayout = HeaderLayout {
 /// Path of the platform's private mounts, as this process sees them.
 const PLACE: &str = "/run/stratisd/ns_mounts";
 const PASSPHRASES: [&str; 2] = ["hunter2", "correct horse"];
-/// Number of kills of a job; KILLS=number sets another.
+/// The number of kills of a job. `KILLS=number` sets another.
 const KILLS: u32 = 6;
 
 fn secret(text: &str) -> Secret {
@@ -89,13 +89,13 @@ struct LuksDevice<'a> {
 }
 
 impl<'a> LuksDevice<'a> {
-    /// The range, without contents.
+    /// The range of the disk, without contents.
     fn new(machine: &'a Machine, role: &str, disk: usize, start: u64, length: u64) -> LuksDevice<'a> {
         let (base, _) = machine.linear(role, disk, start, length);
         let device = machine.linux.dm_node(&base);
         let name = machine.private(&format!("{role}-crypt"));
         let [passphrase, other] = PASSPHRASES.map(secret);
-        // Remains of an earlier check must not look like a header.
+        // Contents from an earlier check must not look like a header.
         let zeros = vec![0; 1 << 20];
         let steps: Vec<_> = (0..17).map(|mib| WriteStep::At(mib << 20, &zeros)).collect();
         machine.linux.write(&device, &steps).unwrap();
@@ -135,8 +135,8 @@ impl<'a> LuksDevice<'a> {
         let keyslots = self.header().keyslots;
         let from = *keyslots.first().unwrap();
         let free: Vec<u32> = (0..32).filter(|number| !keyslots.contains(number)).take(2).collect();
-        // Each passphrase gets a keyslot for the next key besides its present one, which is found
-        // by opening it.
+        // Each passphrase gets a keyslot for the next key besides its present one. Opening a
+        // keyslot shows whether it belongs to the passphrase.
         let opens = |slot: u32| {
             let unlock = Unlock { passphrase: &self.passphrase, keyslot: Some(slot) };
             self.machine.linux.luks_open(&self.device, None, unlock).is_ok()
@@ -150,13 +150,13 @@ impl<'a> LuksDevice<'a> {
         Begin::Reencrypt { from, to: free[0] }
     }
 
-    /// Devices of a job that still exist.
+    /// Devices of a re-encryption job that still exist.
     fn left(&self) -> Vec<String> {
         let listed = self.machine.linux.dm_list().unwrap().into_iter().map(|listed| listed.name);
         listed.filter(|name| name.starts_with(&self.name) && *name != self.name).collect()
     }
 
-    /// Whether I/O to a part of it waits for the end of a step.
+    /// Whether I/O to a part of the device waits for the end of a step.
     fn is_held_back(&self) -> bool {
         let name = format!("{}-hotzone-forward", self.name);
         self.machine.linux.dm_find(&name).unwrap().is_some_and(|found| found.suspended)
@@ -204,7 +204,7 @@ impl<'a> Files<'a> {
         self.machine.linux.dm_create(&self.device, &self.device, &line, Visibility::Private).unwrap();
     }
 
-    /// Moves the device below to another one while the file system is in use.
+    /// Puts another device below the file system while the file system is in use.
     fn move_to(&self, below: &str, offset: u64) {
         let linux = &self.machine.linux;
         linux.dm_suspend(&self.device, true).unwrap();
@@ -224,7 +224,7 @@ impl<'a> Files<'a> {
         self.machine.linux.mount(Path::new(&self.node()), self.at, "").unwrap();
     }
 
-    /// Reads everything from the disk.
+    /// Reads all files from the disk.
     fn check(&self) {
         rustix::fs::sync();
         fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
@@ -239,7 +239,8 @@ impl<'a> Files<'a> {
     }
 }
 
-/// No two blocks of it are equal, nor to those of another file.
+/// The contents of a file. No two blocks of it are equal, and none is equal to a block of another
+/// file.
 fn content(number: u64) -> Vec<u8> {
     const BLOCK: usize = 4096;
     let noise = |word: u64| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).to_le_bytes();
@@ -251,7 +252,8 @@ fn content(number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes, flushes and reads back files while `work` runs. Returns how many.
+/// Writes, flushes and reads back files while `work` runs. Returns the result of `work` and the
+/// number of files.
 fn writing<T>(files: &Files<'_>, work: impl FnOnce() -> T) -> (T, u32) {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
@@ -261,7 +263,7 @@ fn writing<T>(files: &Files<'_>, work: impl FnOnce() -> T) -> (T, u32) {
     }
     let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
     let result = thread::scope(|scope| {
-        // Also when `work` panics.
+        // Ends the writer even when `work` panics.
         let _done = Done(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -300,7 +302,7 @@ fn life(machine: &Machine) {
         },
     };
     assert_eq!(device.table, [crypt(SIZE - DATA)]);
-    // The kernel says which key the table uses, but not the key.
+    // The kernel reports which key the table uses, but not the key itself.
     let table = command("dmsetup", &["table", "--showkeys", &luks_device.name]);
     assert!(table.contains(":64:logon:cryptsetup:") && table.contains("sector_size:4096"), "{table}");
     assert!(key.same(luks_device.key().bytes()));
@@ -310,7 +312,7 @@ fn life(machine: &Machine) {
     let raw = linux.read(&luks_device.device, DATA * 512 + 4096, 4096).unwrap();
     assert!(raw.windows(12).all(|window| window != b"in the clear"));
 
-    // A name in use is an error, and its device stays.
+    // Opening under a name in use is an error, and the device with that name stays.
     let again =
         linux.luks_open(&luks_device.device, Some(&luks_device.name), unlock(&luks_device.passphrase)).unwrap_err();
     println!("        ({again})");
@@ -347,7 +349,7 @@ fn refusals(machine: &Machine) {
     let wrong = secret("wrong");
     let error = linux.luks_open(&luks_device.device, Some(&luks_device.name), unlock(&wrong)).unwrap_err();
     assert!(matches!(error, Error::WrongKey { .. }), "{error}");
-    // In use by another: a file system directly on the device would be damaged.
+    // The device is in use by another one: a file system directly on it would be damaged.
     let number = linux.dm_find(&luks_device.base).unwrap().unwrap().number;
     let other = machine.private("other");
     let line = [Line::linear(Sectors(0), Sectors(SIZE), number, Sectors(0))];
@@ -383,7 +385,7 @@ fn volume_keys(machine: &Machine) {
     assert!(linux.volume_key_read(&name).unwrap().is_none());
 }
 
-/// With the key derivation cost of passphrases that people remember.
+/// Uses the key derivation cost of passphrases that people remember.
 fn side_by_side(machine: &Machine) {
     let linux = &machine.linux;
     const COUNT: u64 = 8;
@@ -393,7 +395,7 @@ fn side_by_side(machine: &Machine) {
     let first = &luks_devices[0];
     let new = NewKeyslot { number: 0, passphrase: &first.passphrase, cost: Cost::Guessable };
     linux.luks_format(&first.device, &LAYOUT, FormatPurpose::New, &[new], &BTreeMap::new()).unwrap();
-    // The library takes long to choose the cost, so all devices use copies of one header.
+    // The library needs long to choose the cost, so all devices use copies of one header.
     for start in (0..DATA * 512).step_by(1 << 20) {
         let bytes = linux.read(&first.device, start, 1 << 20).unwrap();
         for luks_device in &luks_devices[1..] {
@@ -452,7 +454,7 @@ fn works(machine: &Machine) {
     assert_eq!((header.state, header.keyslots.len()), (DataEncryption::Encrypted, 2));
     assert!(!luks_device.key().same(key.bytes()));
     files.check();
-    // On the disk, too, not only through the crypt device.
+    // Checks the contents of the disk, not only what the crypt device returns.
     files.down();
     linux.dm_remove(&luks_device.name).unwrap();
     luks_device.open();
@@ -474,7 +476,7 @@ fn works(machine: &Machine) {
     luks_device.remove();
 }
 
-/// Stops once some of the data is done.
+/// Stops the job once some of the data is done.
 fn some(progress: Progress) -> bool {
     progress.done == Bytes(0)
 }
@@ -501,7 +503,7 @@ fn interrupted(machine: &Machine) {
         files.mount();
         files.check();
     };
-    // Before anything was done.
+    // An interruption before the job has done anything.
     assert_eq!(luks_device.work(Begin::Resume, &|_| false).unwrap(), ReencryptionEnd::Interrupted);
     assert_eq!(done(&luks_device, ReencryptionMode::Encrypt), 0);
     assert!(luks_device.left().is_empty());
@@ -521,8 +523,8 @@ fn interrupted(machine: &Machine) {
         println!("        ({work:?}: stopped at {before} MiB)");
         assert!(before > 0 && luks_device.left().is_empty());
         files.check();
-        // No other job can start, and the header takes no change. Both parts of the data are
-        // served, also after a new open.
+        // No other job can start, and the header refuses changes. Both parts of the data can be
+        // read, also after a new open.
         assert!(
             luks_device
                 .work(if work == ReencryptionMode::Decrypt { other_job() } else { Begin::Decrypt }, &|_| true)
@@ -531,7 +533,7 @@ fn interrupted(machine: &Machine) {
         reopen();
         let key = luks_device.key();
         assert_eq!(key.bytes().len(), 64);
-        // A signal stops the job, too.
+        // A signal stops the job as well.
         let (ended, _) = writing(&files, || {
             let told = AtomicBool::new(false);
             luks_device.work(Begin::Resume, &|progress| {
@@ -550,7 +552,7 @@ fn interrupted(machine: &Machine) {
             assert_eq!(luks_device.header().state, DataEncryption::Clear);
         } else {
             assert_eq!(luks_device.header().state, DataEncryption::Encrypted);
-            // In the middle of the job, `open` returns the final key.
+            // The key that `luks_open` returned in the middle of the job is the final one.
             assert!(luks_device.key().same(key.bytes()));
             reopen();
         }

@@ -1,12 +1,12 @@
 //! Every call of the platform on a real machine: the kernel, udev and programs of Debian, on disks
 //! that may be overwritten.
 //!
-//! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount
-//! namespace). `make test-machine ONLY=platform` builds it and runs it in a throw-away machine.
-//! Words after it there select the checks whose names start with them. The word `encryption`
+//! This is not a `cargo test`: it changes disks and needs the first thread of a process (for its
+//! mount namespace). `make test-machine ONLY=platform` builds it and runs it in a throw-away
+//! machine. Words after it select the checks whose names start with them. The word `encryption`
 //! selects the checks of LUKS2 and Clevis, `simulation` those that the simulation must pass as
 //! well. `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...` makes a pool of metadata version 1.
-//! Prints a line for each check, and exits with failure if any check fails.
+//! The program prints a line for each check and exits with failure if any check fails.
 
 // This is a test, but `allow-unwrap-in-tests` does not recognize it.
 #![allow(clippy::unwrap_used)]
@@ -39,12 +39,13 @@ use stratisd::{
     },
 };
 
-/// Longest wait for something that must happen. Nothing should take nearly that long.
+/// The longest wait for something that must happen. Nothing should take nearly as long.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Names of all devices made here contain this; none is left after a check that passed.
+/// The pool UUID in the names of all devices made here. No such device is left after a check that
+/// passed.
 const POOL: &str = "0123456789abcdef0123456789abcdef";
 
-/// What a check works with.
+/// The machine under test.
 struct Machine {
     linux: Linux,
     /// Scratch disks, at least three.
@@ -54,9 +55,9 @@ struct Machine {
 type Check = (&'static str, fn(&Machine));
 
 const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
-/// The checks of the word `encryption`: they take long.
+/// The checks of the word `encryption`. They take long.
 const OF_ENCRYPTION: &[&[Check]] = &[luks::CHECKS, clevis::CHECKS];
-/// The checks of the word `simulation`: what the simulation must do as well.
+/// The checks of the word `simulation`, which the simulation must pass as well.
 const OF_SIMULATION: &[&[Check]] = &[simulated::CHECKS];
 
 fn main() -> ExitCode {
@@ -86,7 +87,7 @@ fn main() -> ExitCode {
         }
     }
     let machine = Machine { linux, disks };
-    // Prefixes of the names of the wanted checks; without any, all checks run.
+    // Prefixes of the names of the wanted checks. Without any, all checks run.
     let mut wanted: Vec<String> = env::args().skip(1).collect();
     let of_order = match wanted.first().map(String::as_str) {
         Some("encryption") => Some(OF_ENCRYPTION),
@@ -125,7 +126,7 @@ impl Machine {
         self.linux.find_device(&self.disks[index]).unwrap()
     }
 
-    /// Removes what a failed check has left, so that later checks can run.
+    /// Removes what a failed check has left behind, so that later checks can run.
     fn clear(&self) {
         let _ = self.linux.unmount("files");
         let left = || -> Vec<String> {
@@ -133,8 +134,8 @@ impl Machine {
             listed.map(|listed| listed.name).filter(|name| name.contains(POOL)).collect()
         };
         let mut before = usize::MAX;
-        // Upper devices must go first: as long as a round removes something, another may remove
-        // more.
+        // Upper devices must go first. So as long as a round removes a device, another round may
+        // remove more.
         while left().len() < before {
             before = left().len();
             for name in left() {
@@ -157,7 +158,7 @@ impl Machine {
     }
 }
 
-/// Waits until a descriptor is readable. `false` after `limit`.
+/// Waits until a descriptor is readable. Returns `false` after `limit`.
 fn readable(fd: impl AsFd, limit: Duration) -> bool {
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::try_from(limit).unwrap())).unwrap() > 0
@@ -175,9 +176,9 @@ fn event_where(events: &mut dyn DeviceEvents, wanted: impl Fn(&DeviceEvent) -> b
     }
 }
 
-/// Runs a command of the machine and returns its output.
+/// Runs a command on the machine and returns its output.
 fn command(program: &str, arguments: &[&str]) -> String {
-    // Not the engine's programs, but commands that a user of the machine would type.
+    // Only for commands that a user of the machine would type, not for the engine's programs.
     #[allow(clippy::disallowed_methods)]
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

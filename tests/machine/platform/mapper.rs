@@ -1,4 +1,4 @@
-//! Device-mapper devices: created, changed, inspected and removed, synchronized with udev.
+//! Device-mapper devices: creating, changing, inspecting and removing them, synchronized with udev.
 
 use std::{
     fs,
@@ -73,7 +73,7 @@ fn visibility(machine: &Machine) {
     let properties =
         |number: DeviceNumber| command("udevadm", &["info", "--query=property", &format!("/dev/dm-{}", number.minor)]);
     assert!(properties(number).contains(flag));
-    // This stays so when the table changes.
+    // The flag is still set after the table has changed.
     machine.linux.dm_suspend(&name, true).unwrap();
     machine.linux.dm_resume(&name, Visibility::Private).unwrap();
     assert!(properties(number).contains(flag));
@@ -93,7 +93,8 @@ fn failed_creation(machine: &Machine) {
     let create = |table: &[Line]| linux.dm_create(&name, &name, table, Visibility::Private).unwrap_err();
     let disk = machine.disk(0).number;
     let size = linux.geometry(&machine.disks[0]).unwrap().size;
-    // Beyond the end of the disk; an unknown target; no such device; no table.
+    // A table beyond the end of the disk, an unknown target, a device that does not exist, and an
+    // empty table.
     let foreign = Target::Foreign { kind: "no-such-thing".to_owned(), parameters: String::new() };
     let nowhere = DeviceNumber { major: 4000, minor: 1 };
     for table in [
@@ -106,7 +107,7 @@ fn failed_creation(machine: &Machine) {
         assert!(matches!(error, Error::Dm { .. }) && error.errno().is_some(), "{error:?}");
         assert_eq!(linux.dm_list().unwrap(), before);
     }
-    // The name, or the UUID, is in use: the first device stays as it is.
+    // If the name or the UUID is in use, the first device stays unchanged.
     let (name, number) = machine.linear("a", 0, 0, 8192);
     let other = machine.private("b");
     let table = [Line::linear(Sectors(0), Sectors(16), disk, Sectors(0))];
@@ -146,7 +147,7 @@ fn suspend(machine: &Machine) {
         linux.dm_resume(&name, Visibility::Private).unwrap();
         assert!(!linux.dm_find(&name).unwrap().unwrap().suspended);
     }
-    // A loaded table becomes live at the resume, not before, even without a suspend.
+    // A loaded table becomes live at the resume and not before, even without a suspend.
     for (length, suspend) in [(16384, true), (32768, false)] {
         let before = linux.dm_find(&name).unwrap().unwrap().table;
         let table = [
@@ -169,13 +170,14 @@ fn suspend(machine: &Machine) {
     assert!(linux.dm_load(&name, &bad).is_err());
     linux.dm_resume(&name, Visibility::Private).unwrap();
     assert_eq!(linux.dm_find(&name).unwrap(), before);
-    // Nor does one that the kernel refuses at the resume: the device continues with the old one.
+    // A table that the kernel refuses at the resume changes nothing either: the device continues
+    // with the old one.
     let bad = [Line::linear(Sectors(0), Sectors(8192), disk, Sectors(1 << 40))];
     let refused = linux.dm_load(&name, &bad).and_then(|()| linux.dm_resume(&name, Visibility::Private));
     assert_eq!(refused.unwrap_err().errno(), Some(nix::libc::EINVAL));
     assert_eq!(linux.dm_find(&name).unwrap(), before);
     assert_eq!(linux.read(&linux.dm_node(&name), 0, 512).unwrap().len(), 512);
-    // With more lines than fit into the library's first buffer.
+    // A table with more lines than fit into the library's first buffer.
     let many: Vec<Line> =
         (0..2000).map(|i| Line::linear(Sectors(i * 8), Sectors(8), disk, Sectors((2000 - i) * 16))).collect();
     linux.dm_load(&name, &many).unwrap();
@@ -200,7 +202,7 @@ fn busy(machine: &Machine) {
     assert!(error.is_busy());
     assert_eq!(linux.dm_find(&name).unwrap().unwrap().number, number);
     drop(open);
-    // In use by another device.
+    // A device in use by another device.
     let above = machine.private("above");
     let table = [Line::linear(Sectors(0), Sectors(8192), number, Sectors(0))];
     linux.dm_create(&above, &above, &table, Visibility::Private).unwrap();
@@ -214,7 +216,7 @@ fn looked_at(machine: &Machine) {
     let table = [Line::linear(Sectors(0), Sectors(8192), machine.disk(0).number, Sectors(0))];
     for _ in 0..20 {
         machine.linux.dm_create(&name, &name, &table, Visibility::Public).unwrap();
-        // Closing it after a write makes udev probe it, just at the time of the removal.
+        // When the node is closed after a write, udev probes it just at the time of the removal.
         let node = machine.linux.dm_node(&name);
         machine.linux.write(&node, &[WriteStep::At(0, &[0; 4096]), WriteStep::Flush]).unwrap();
         machine.linux.dm_remove(&name).unwrap();
@@ -268,7 +270,7 @@ fn thin_pool(machine: &Machine) {
     linux.dm_create(&name, &name, &table, Visibility::Public).unwrap();
     assert_eq!(linux.dm_find(&name).unwrap().unwrap().table, table);
 
-    // Passing the low-water mark raises an event.
+    // When the free data space falls below the low-water mark, the kernel raises an event.
     let event = |name: &str| linux.dm_event(name).unwrap().expect("no such device");
     assert_eq!(linux.dm_event("stratis-1-nobody").unwrap(), None);
     let before = event(&pool);
@@ -287,7 +289,7 @@ fn thin_pool(machine: &Machine) {
     assert_eq!(status[2], "40/64", "{status:?}");
     assert_eq!(linux.dm_status(&name).unwrap(), [format!("{} {}", 40 * 2048, 40 * 2048 - 1)]);
 
-    // A snapshot, and thin_check on the resulting metadata.
+    // A snapshot, and thin_check on the metadata afterwards.
     linux.dm_suspend(&name, true).unwrap();
     linux.dm_message(&pool, "create_snap 1 0").unwrap();
     linux.dm_resume(&name, Visibility::Public).unwrap();
@@ -298,7 +300,7 @@ fn thin_pool(machine: &Machine) {
     linux.dm_remove(&pool).unwrap();
     let metadata = linux.dm_node(&machine.private("flex-thinmeta"));
     linux.run(Program::ThinCheck, &[metadata.to_str().unwrap()]).unwrap();
-    // And its output on errors.
+    // The output of thin_check on damaged metadata.
     linux.write(&metadata, &[WriteStep::At(0, &[0xff; 4096]), WriteStep::Flush]).unwrap();
     let error = linux.run(Program::ThinCheck, &[metadata.to_str().unwrap()]).unwrap_err();
     assert!(matches!(&error, Error::Program { what, .. } if what.starts_with("exit status 1: ")), "{error}");
@@ -309,7 +311,7 @@ fn thin_pool(machine: &Machine) {
 }
 
 fn many_threads(machine: &Machine) {
-    // The only threads of this process; all of them end here.
+    // These are the only threads of the process. All of them end here.
     std::thread::scope(|scope| {
         for thread in 0..8 {
             scope.spawn(move || {
@@ -335,14 +337,15 @@ fn signals(machine: &Machine) {
             tell.send(()).unwrap();
             for _ in 0..20 {
                 let (name, number) = machine.linear("a", 0, 0, 8192);
-                // Not only created: udev has processed it.
+                // The device exists, and udev has processed it.
                 assert_eq!(machine.linux.find_device(&machine.linux.dm_node(&name)).unwrap().number, number);
                 machine.linux.dm_remove(&name).unwrap();
                 assert!(fs::symlink_metadata(machine.linux.dm_node(&name)).is_err());
             }
         });
         told.recv().unwrap();
-        // A signal every millisecond while the calls run, to the thread that does not block it.
+        // While the calls run, sends a signal every millisecond to the thread that does not block
+        // it.
         let ours = SigSet::from(Signal::SIGUSR1).thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap();
         while let Err(RecvTimeoutError::Timeout) = told.recv_timeout(Duration::from_millis(1)) {
             kill(Pid::this(), Signal::SIGUSR1).unwrap();

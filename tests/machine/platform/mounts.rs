@@ -1,4 +1,4 @@
-//! The private directory, the mounts in it, and the files there.
+//! The private directory, the mounts in it, and the files on them.
 
 use std::{
     fs,
@@ -74,7 +74,7 @@ fn volume(machine: &Machine) {
     }
     assert_eq!(linux.list_files(&directory).unwrap(), ["3f2504e04f8941d39a0c0305e82c3301.json"]);
 
-    // Files survive an unmount; an unmounted directory has no files.
+    // Files survive an unmount. An unmounted directory has no files.
     linux.unmount(AT).unwrap();
     assert!(!path.exists());
     linux.unmount(AT).unwrap();
@@ -141,7 +141,7 @@ fn users(machine: &Machine) {
     linux.dm_remove(&name).unwrap();
 }
 
-/// Mounts that propagate nowhere else.
+/// A mount in another namespace, which propagates nowhere else.
 fn elsewhere(machine: &Machine) {
     let linux = &machine.linux;
     let (name, node) = make_volume(machine);
@@ -149,7 +149,7 @@ fn elsewhere(machine: &Machine) {
     fs::create_dir_all("/mnt/elsewhere").unwrap();
     // The shell is the only process in its namespace.
     let script = format!("mount {node} /mnt/elsewhere && touch /mnt/elsewhere/ready && read line; true");
-    // A user's shell, which the daemon does not start.
+    // The shell belongs to a user, and the daemon does not start it.
     #[allow(clippy::disallowed_methods)]
     let mut shell = Command::new("unshare");
     shell.args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdin(Stdio::piped());
@@ -171,7 +171,7 @@ fn elsewhere(machine: &Machine) {
     linux.grow_xfs(&mounts[0]).unwrap();
     let after = linux.usage(&mounts[0]).unwrap().total;
     assert!(after.0 > before.0 * 19 / 10, "{before:?} {after:?}");
-    // When its user is gone, nothing holds it.
+    // Without its user, nothing holds the mount.
     drop(shell.stdin.take());
     assert!(shell.wait().unwrap().success());
     assert_eq!(linux.mounts(&[found.number]).unwrap(), []);
@@ -179,8 +179,8 @@ fn elsewhere(machine: &Machine) {
     linux.dm_remove(&name).unwrap();
 }
 
-/// A mount from before the daemon's start, below a mount that is not shared: its unmount did not
-/// reach the daemon's copy of it.
+/// A mount that existed before the daemon's start, below a mount that is not shared: an unmount by
+/// users did not reach the daemon's copy of it.
 fn copies(machine: &Machine) {
     let linux = &machine.linux;
     let (name, node) = make_volume(machine);
@@ -203,7 +203,7 @@ fn leftovers(machine: &Machine) {
     let (name, node) = make_volume(machine);
     linux.mount(Path::new(&node), AT, "").unwrap();
     linux.mount(Path::new(&node), ".another", "").unwrap();
-    // As after a kill, but in the same namespace.
+    // The state after a kill, but in the same namespace.
     let again = Linux::start().unwrap();
     assert_eq!(fs::read_dir(PLACE).unwrap().count(), 0);
     linux.dm_remove(&name).unwrap();
@@ -211,7 +211,7 @@ fn leftovers(machine: &Machine) {
     assert_eq!(table().matches(PLACE).count(), 1);
     again.leave();
     assert_eq!(table().matches(PLACE).count(), 0);
-    // For the later checks.
+    // Restores the private directory for later checks.
     drop(Linux::start().unwrap());
     assert_eq!(table().matches(PLACE).count(), 1);
 }

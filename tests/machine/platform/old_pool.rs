@@ -1,5 +1,6 @@
 //! Makes a pool of metadata version 1 on real disks, as daemons before 3.8 did. New pools have
-//! version 2, so no client can ask for one. The pool is left up, as by a killed daemon.
+//! version 2, so clients cannot create such a pool. The pool stays set up, as after a kill of the
+//! daemon.
 
 use std::{path::PathBuf, sync::Arc};
 

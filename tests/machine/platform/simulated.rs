@@ -1,4 +1,4 @@
-//! What the simulation does, done by a real kernel: the checks of the word `simulation`.
+//! The checks of the word `simulation`: a real kernel must pass what the simulation passes.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("the udev database lags behind", |machine| run(machine, alike::late_udev)),
 ];
 
-/// How long the kernel queues writes for space, in seconds; 60 by default.
+/// How long the kernel queues writes when out of data space, in seconds; 60 by default.
 const PATIENCE: &str = "/sys/module/dm_thin_pool/parameters/no_space_timeout";
 
 struct Real<'a> {
@@ -55,7 +55,7 @@ impl Place for Real<'_> {
     }
 
     fn lose_patience(&self) {
-        // Real time passes by itself.
+        // On a real machine, the time passes without help.
     }
 
     fn hold_udev(&self) {

@@ -39,8 +39,8 @@ impl Bus {
         self.start_daemon(level, variables, true)
     }
 
-    /// Starts a daemon on which each slow step on a path that contains `part` takes an hour. The log
-    /// says when such a step begins.
+    /// Starts a daemon on which each slow step on a path that contains `part` takes an hour. The
+    /// log says when such a step begins.
     pub fn daemon_slow_on(&self, part: &str) -> Daemon {
         self.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", "3600000"), ("STRATISD_SIM_SLOW_PATH", part)])
     }

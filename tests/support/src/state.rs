@@ -113,9 +113,9 @@ struct FilesystemState {
 }
 
 impl State {
-    /// Whether each filesystem is as in one of two states between which nothing has changed but that
-    /// filesystems have grown. No XFS may be larger than its device; an old XFS in a grown device is
-    /// about to grow.
+    /// Whether each filesystem is as in one of two states between which nothing has changed but
+    /// that filesystems have grown. No XFS may be larger than its device; an old XFS in a grown
+    /// device is about to grow.
     pub fn is_between(&self, before: &State, after: &State) -> bool {
         let grown =
             |state: &State, pool: &str, name: &str| Some(state.running.get(pool)?.filesystems.get(name)?.clone());

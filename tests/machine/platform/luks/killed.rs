@@ -1,8 +1,9 @@
-//! Re-encryption jobs that are killed, or meet a bad range of the disk, under a mounted file system.
+//! Re-encryption jobs that are killed, or meet a bad range of the disk, under a mounted file
+//! system.
 
 use super::*;
 
-/// The process of a LUKS2 child.
+/// The process ID of a LUKS2 child.
 pub(super) fn child() -> Option<Pid> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let is_child = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "stratisd-luks\n");
@@ -24,7 +25,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Where jobs were when they were killed.
+/// The states of jobs at the moments of their kills.
 #[derive(Debug, Default)]
 struct Moments {
     /// I/O waits, and the header names the hot zone: the step was writing.
@@ -43,7 +44,7 @@ impl Moments {
 
     fn note(&mut self, luks_device: &LuksDevice<'_>) {
         let waits = luks_device.is_held_back();
-        // Not through the library, because the job may hold its lock.
+        // Does not read through the library, because the job may hold the library's lock.
         let bytes = luks_device.machine.linux.read(&luks_device.device, 4096, 60 << 10).unwrap();
         match (waits, String::from_utf8_lossy(&bytes).contains("in-reencryption")) {
             (true, true) => self.writing += 1,
@@ -84,7 +85,7 @@ pub(super) fn killed(machine: &Machine) {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     Moments::wait(&luks_device, &|| over.load(Ordering::Relaxed), moment);
-                    // Stopped first to see where it is, then killed.
+                    // Stops the child first to see its state, then kills it.
                     if let Some(child) = child() {
                         let _ = kill(child, Signal::SIGSTOP);
                         seen.note(&luks_device);
@@ -104,8 +105,8 @@ pub(super) fn killed(machine: &Machine) {
                 assert!(error.to_string().contains("killed by signal 9"), "{error}");
                 begin = Begin::Resume;
             }
-            // In the last step, which the recovery completed, or before the header recorded the
-            // start.
+            // The job was killed in its last step, which the recovery completed, or before the
+            // header recorded its start.
             (Err(_), DataEncryption::Encrypted) if begin == Begin::Resume => begin = luks_device.prepare(),
             (Err(_), DataEncryption::Encrypted) => {}
             other => panic!("{other:?}"),
@@ -135,8 +136,8 @@ pub(crate) fn work_as_daemon(arguments: &[String]) {
     println!("{:?}", Luks::default().reencrypt(Path::new(device), name, unlock(&passphrase), begin, &tell));
 }
 
-/// Lets another process re-encrypt a LUKS device and kills it at a random moment; `with_child`
-/// kills its child, too.
+/// Lets another process re-encrypt a LUKS device and kills it at a random moment. If `with_child`
+/// is set, kills its child, too.
 fn work_and_kill(luks_device: &LuksDevice<'_>, begin: Begin, moment: Duration, with_child: bool, seen: &mut Moments) {
     let (from, to) = match begin {
         Begin::Reencrypt { from, to } => (from.to_string(), to.to_string()),
@@ -171,7 +172,7 @@ pub(super) fn daemon_killed(machine: &Machine) {
     for moment in moments(2).take(3) {
         let (_, rounds) =
             writing(&files, || work_and_kill(&luks_device, begin, moment, false, &mut Moments::default()));
-        // Nothing to recover.
+        // There is nothing to recover.
         assert!(luks_device.left().is_empty(), "{:?}", luks_device.left());
         files.check();
         println!(
@@ -210,7 +211,7 @@ pub(super) fn both_killed(machine: &Machine) {
     luks_device.remove();
 }
 
-/// A LUKS device on a disk where a small range, without files, has other targets.
+/// A LUKS device on a disk in which a small range, without files, has another target.
 fn with_stretch<'a>(
     machine: &'a Machine,
     target: impl FnOnce() -> Target,
@@ -236,7 +237,7 @@ fn with_stretch<'a>(
     luks_device.remove();
 }
 
-/// Resumes a job, which fails at the bad range, again and again.
+/// Runs a job that fails at the bad range, and fails there again when it is resumed.
 fn fails(luks_device: &LuksDevice<'_>, files: &Files<'_>, begin: Begin) {
     let (result, _) = writing(files, || luks_device.work(begin, &|_| true));
     println!("        ({})", result.unwrap_err());
@@ -259,7 +260,7 @@ pub(super) fn not_read(machine: &Machine) {
     });
 }
 
-/// On a sparse file, in a file system that is full until a filler is removed.
+/// The bad range lies on a sparse file, in a file system that is full until a filler is removed.
 pub(super) fn not_written(machine: &Machine) {
     let shell = |script: &str| command("sh", &["-c", script]);
     let hole = || {
@@ -273,7 +274,7 @@ pub(super) fn not_written(machine: &Machine) {
     };
     with_stretch(machine, hole, |luks_device, files, begin| {
         fails(luks_device, files, begin);
-        // Half of the hot zone is written: it is not used until it can be completed.
+        // Half of the hot zone is written. It is not used until the step can be completed.
         assert!(!luks_device.left().is_empty());
         shell("rm /run/full/filler");
     });
