@@ -32,7 +32,7 @@ struct Entry {
     signature: String,
     arguments: Vec<Json>,
     reply: Reply,
-    /// The reply of the version before, if it differs.
+    /// The reply of the previous version, if it differs.
     older: Option<Reply>,
     #[serde(default)]
     signals: Vec<Json>,
@@ -57,7 +57,7 @@ enum Reply {
 struct Difference {
     entries: Vec<String>,
     why: String,
-    /// The expected answer is that of the version before.
+    /// The expected reply is that of the previous version.
     #[serde(default)]
     like_older: bool,
     reply: Option<Reply>,

@@ -25,7 +25,7 @@ use support::{
 pub const CLIENTS: usize = 6;
 /// Names that clients compete for.
 const NAMES: u32 = 6;
-/// The number of filesystems from which on no more are made. It keeps lists small.
+/// Clients stop making filesystems at this number. It keeps lists small.
 const FILESYSTEMS_MAX: usize = 20;
 /// The number of signals that the watcher receives between two lists.
 const SIGNALS_PER_LIST: usize = 500;

@@ -2,7 +2,7 @@
 //! race windows open.
 //!
 //! A fault planted into a recording shows that the checker finds it there. Only a fault in the
-//! daemon shows that the calls of these clients ever meet it.
+//! daemon shows that the calls of these clients ever trigger it.
 
 use super::{
     check::{self, Violation},

@@ -110,7 +110,7 @@ impl Client {
         self.heard.borrow_mut().drain(..).collect()
     }
 
-    /// As [`Client::take_signals`], but of a new object it reads only the interfaces of the newest
+    /// As [`Client::take_signals`], but for a new object it reads only the interfaces of the newest
     /// revision, which is much faster.
     pub fn take_newest_signals(&self) -> Vec<Signal> {
         self.heard
