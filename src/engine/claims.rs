@@ -2,9 +2,9 @@
 //!
 //! Slow work such as formatting runs without a lock. The request first claims whatever no other
 //! request may touch meanwhile: the name of a new pool, a device, a pool that is being set up, the
-//! name of a filesystem. A claim is a value. Dropping the claim gives it back, also when its
-//! request panics. A request that holds a claim never asks for another one: it takes all its claims
-//! at once, as one set. So claims cannot deadlock.
+//! name of a filesystem. A claim is a value. Dropping it gives it back, also when the request
+//! panics. A request that holds a claim never asks for another one: it takes all its claims at
+//! once, as one set. So claims cannot deadlock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +25,7 @@ use crate::{
 /// Something that one request at a time may claim.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
-    /// The name of a pool that is being created, set up or renamed to it.
+    /// The name of a pool that is being created or set up under that name, or renamed to it.
     PoolName(Name),
     /// A block device that is being initialized.
     Device(DeviceNumber),
@@ -36,8 +36,8 @@ pub enum Key {
     Pool(PoolUuid),
     /// The name of a filesystem that is being created in a pool, or renamed to it.
     Filesystem(PoolUuid, Name),
-    /// A filesystem that must not be destroyed, because it is the origin of a snapshot in the
-    /// making or is being extended.
+    /// A filesystem that must not be destroyed, because a snapshot of it is being made or it is
+    /// being extended.
     Origin(PoolUuid, FsUuid),
     /// A pool whose filesystems are being checked. This does not count as work in the pool: a check
     /// that finds the pool drained ends.
@@ -49,7 +49,7 @@ pub enum Key {
     Growth(PoolUuid),
     /// A pool whose LUKS2 headers or encrypted data are being changed.
     Encryption(PoolUuid),
-    /// A pool that one request will use alone: no new work may begin in it.
+    /// A pool that one request will have to itself: no new work may start in it.
     Drain(PoolUuid),
 }
 
@@ -67,10 +67,10 @@ impl Key {
     }
 }
 
-/// What a request waits for after it has found something claimed by another request.
+/// What a request waits for when another request holds a claim that it needs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wait {
-    /// Until nobody has claimed this key.
+    /// Until this key is no longer claimed.
     Key(Key),
     /// Until no request has work under way in the pool.
     Idle(PoolUuid),
@@ -91,8 +91,8 @@ pub struct Claims {
 #[derive(Debug, Default)]
 struct Held {
     keys: BTreeSet<Key>,
-    /// By pool, so that no request has to look through the keys of other pools. Pools without work
-    /// have no entry.
+    /// Per pool, so that no request searches the keys of other pools. Pools without work have no
+    /// entry.
     work: BTreeMap<PoolUuid, PoolWork>,
     given_back: u64,
 }
@@ -128,7 +128,7 @@ impl Claims {
         self.claim_unless(None, keys)
     }
 
-    /// As [`Claims::claim`], for new work in a pool. No new work may begin while a request has the
+    /// As [`Claims::claim`], for new work in a pool. No new work may start while a request has the
     /// pool drained to use it alone.
     ///
     /// # Errors
@@ -151,12 +151,12 @@ impl Claims {
         Ok(Claim { claims: Arc::clone(self), keys })
     }
 
-    /// Whether somebody has claimed this.
+    /// Whether this key is claimed.
     pub fn is_claimed(&self, key: &Key) -> bool {
         self.held.lock().keys.contains(key)
     }
 
-    /// Whether any request has work under way inside the pool.
+    /// Whether any request has work under way in the pool.
     pub fn work_in(&self, pool: PoolUuid) -> bool {
         self.held.lock().work.contains_key(&pool)
     }
@@ -177,8 +177,8 @@ impl Claims {
         self.held.lock().given_back
     }
 
-    /// From now on, calls `watcher` each time a claim is given back. Only the first watcher is ever
-    /// called.
+    /// Sets the watcher, which is called each time a claim is given back. Only the first watcher
+    /// that is set is ever called.
     pub fn watch(&self, watcher: Watcher) {
         drop(self.watcher.set(watcher));
     }

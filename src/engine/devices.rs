@@ -1,5 +1,5 @@
-//! Devices that a user names. Each is found and examined, and is then either already known, or fit
-//! to be initialized, or refused with the reason (`docs/spec/engine/storage-stack.md` §12).
+//! Block devices that a user names. The daemon finds and examines each. It is then already known,
+//! fit to be initialized, or refused with a reason (`docs/spec/engine/storage-stack.md` §12).
 
 use std::{
     path::{Path, PathBuf},
@@ -29,12 +29,12 @@ pub struct Candidate {
     /// The LUKS device that was made on the block device that the user named. `device` is then the
     /// crypt device on it.
     pub luks_device: Option<LuksDevice>,
-    /// Keeps others from using the device between the first look and the last write.
+    /// Keeps other programs from using the device between the first look and the last write.
     pub(super) hold: Option<Arc<dyn DeviceHold>>,
 }
 
 impl Candidate {
-    /// Makes a LUKS device on the device.
+    /// Turns the block device into a LUKS device.
     ///
     /// # Errors
     /// When the LUKS device cannot be made. `undo` removes it again.
@@ -49,8 +49,8 @@ impl Candidate {
         self.hold = None;
         let (luks_device, device) = format.format(platform, &self.device, self.geometry, undo)?;
         let geometry = platform.geometry(&device.path)?;
-        // Headers can be read without a key, so what udev says about the block device is not
-        // recorded there.
+        // The headers of a LUKS device can be read without a key, so what udev reports about the
+        // block device is not recorded there.
         Ok(Candidate {
             device: BlockDevice { wwn: None, ..device },
             geometry,
@@ -83,8 +83,8 @@ pub fn find(platform: &dyn Platform, paths: &[PathBuf]) -> Result<Vec<BlockDevic
     Ok(found)
 }
 
-/// Wipes devices in parallel. The results are in their order. A device that somebody uses is not
-/// ours any more and is left alone.
+/// Wipes devices in parallel. The results are in their order. A device in use no longer belongs to
+/// Stratis and is left alone.
 pub fn wipe_each<'a>(platform: &dyn Platform, paths: impl IntoIterator<Item = &'a Path>) -> Vec<Result<()>> {
     let held: Vec<_> = paths.into_iter().map(|path| (path, platform.hold(path))).collect();
     let ours = held.iter().filter(|(_, hold)| hold.is_ok()).map(|(path, _)| *path);
@@ -113,7 +113,7 @@ pub struct Planned {
     /// The device.
     pub candidate: Candidate,
     /// Its header, marked as not committed. Until pool metadata names the device and the mark is
-    /// removed, the device belongs to nobody after a crash.
+    /// removed, the device belongs to no pool after a crash.
     pub header: StaticHeader,
 }
 
@@ -143,7 +143,7 @@ pub fn plan(
 
 /// Wipes devices that were initialized in vain. Devices with the newest metadata come last, and
 /// only after all others were wiped: their metadata says that there is no pool, while the metadata
-/// on others may not say so.
+/// on the others may not say so.
 fn wipe(platform: &dyn Platform, paths: &[PathBuf]) -> Result<()> {
     let stamp = |path: &Path| Bda::load(platform, path, Repair::ReadOnly).ok()??.last_update();
     let stamped: Vec<_> = paths.iter().map(|path| (path.as_path(), stamp(path))).collect();

@@ -1,5 +1,6 @@
-//! The meaning of pool metadata: which devices and segments it names, how much space is where, and
-//! the layout of a new pool or a new device (`docs/spec/engine/storage-stack.md` §4, 5, 7.3, 11).
+//! What pool metadata means: which devices and segments it names, how much space there is on which
+//! layer, and the layout of a new pool or a new device (`docs/spec/engine/storage-stack.md` §4, 5,
+//! 7.3, 11).
 //!
 //! These functions are pure: they turn metadata into metadata. [`crate::engine::metadata`] decides
 //! where the bytes lie on disk.
@@ -340,7 +341,7 @@ impl ThinPoolDev {
         }
     }
 
-    /// Whether writes fail when no data blocks are left. That is so when there is nothing left to
+    /// Whether writes fail when no data blocks are left. They do when there is no space left to
     /// give to the thin pool.
     pub fn errors_if_no_space(&self) -> bool {
         self.feature_args.as_ref().is_some_and(|features| features.contains(ERROR_IF_NO_SPACE))

@@ -1,8 +1,8 @@
 //! The LUKS devices of version 1 pools: how they are found, opened, made, repaired and wiped
 //! (`docs/spec/engine/encryption.md` §2.1, 6.1, 7.3).
 //!
-//! From the signature block on, their crypt devices carry the same as any other block device of a
-//! pool.
+//! From the signature block on, their crypt devices have the same contents as any other block
+//! device of a pool.
 
 use std::{
     collections::BTreeMap,
@@ -41,18 +41,18 @@ pub struct LuksDevice {
     pub geometry: Geometry,
     /// The token that names the pool and the device.
     pub token: StratisToken,
-    /// The bindings that open it.
+    /// The bindings that open the LUKS device.
     pub bindings: Bindings,
     /// Offset of the data on the device.
     pub data_offset: Sectors,
-    /// The progress of a re-encryption job on it.
+    /// The progress of a re-encryption job on the LUKS device.
     pub state: DataEncryption,
-    /// It is being made or wiped. Its contents are of no value to anybody.
+    /// The LUKS device is being made or wiped. Its contents are of no value.
     pub unfinished: bool,
 }
 
 impl LuksDevice {
-    /// Reads the header on a device. `None`: there is none, or it is not one of ours.
+    /// Reads the header on a device. `None`: the device has no header, or one that is not Stratis'.
     ///
     /// # Errors
     /// When the device cannot be read.
@@ -76,7 +76,7 @@ impl LuksDevice {
         }))
     }
 
-    /// UUID of the block device that its crypt device is.
+    /// UUID of the block device of the pool, which is the crypt device.
     pub fn id(&self) -> DevUuid {
         self.token.device
     }
@@ -93,7 +93,7 @@ impl LuksDevice {
     pub fn opened(&self, platform: &dyn Platform) -> Result<Option<BlockDevice>> {
         let name = self.name();
         match platform.dm_find(&name)? {
-            // The name says which device it is, but a clone has the same name.
+            // The name identifies the block device, but a clone of it has the same name.
             Some(opened) if ties::is_opened_on(platform, opened.number, self.device.number)? => {
                 Ok(Some(platform.find_device(&platform.dm_node(&name))?))
             }
@@ -125,13 +125,13 @@ impl LuksDevice {
         remove_if_up(platform, &self.name())
     }
 
-    /// Closes the LUKS device and overwrites all of it but its data. If this is interrupted, what is
-    /// left can be told apart from a device that nobody has opened yet.
+    /// Closes the LUKS device and overwrites it except for its data. If this is interrupted, the
+    /// remains can be told apart from a LUKS device that has not been opened yet.
     ///
     /// # Errors
     /// When it is in use or cannot be written.
     pub fn wipe(&self, platform: &dyn Platform) -> Result<()> {
-        // This fails if the header is damaged, or gone after an earlier attempt.
+        // This fails if the header is damaged, or if an earlier attempt has wiped it.
         if let Err(error) = mark_unfinished(platform, &self.device.path) {
             log::debug!(
                 "could not mark {} as unfinished before it is wiped: {}",
@@ -143,9 +143,9 @@ impl LuksDevice {
         luks_lifecycle::wipe(platform, &self.device.path, Sectors::ZERO, self.data_offset)
     }
 
-    /// Removes the mark of an unfinished LUKS device: its crypt device is initialized, so it belongs
-    /// to a pool from now on. `undo` sets the mark again before anything else of the creation is
-    /// taken back.
+    /// Removes the mark of an unfinished LUKS device: its crypt device is initialized, so it
+    /// belongs to a pool from now on. `undo` sets the mark again before any other part of the
+    /// creation is taken back.
     ///
     /// # Errors
     /// When the header cannot be written.
@@ -159,7 +159,7 @@ impl LuksDevice {
         Ok(())
     }
 
-    /// The size of the crypt device if it is as large as possible.
+    /// The largest size that the crypt device can have.
     pub fn room(&self, device: Sectors) -> Sectors {
         device.saturating_sub(self.data_offset)
     }
@@ -188,14 +188,14 @@ pub struct LuksFormat {
     pub pool: PoolUuid,
     /// The pool's name.
     pub name: String,
-    /// The bindings that are to open them.
+    /// The bindings that open them.
     pub bindings: Vec<Assigned>,
-    /// Size of the encryption sectors; `None`: what suits each device.
+    /// Size of the encryption sectors; `None`: the size that suits each device.
     pub sector_size: Option<u32>,
 }
 
 impl LuksFormat {
-    /// Makes a LUKS device of a device and opens it.
+    /// Turns a block device into a LUKS device and opens it.
     ///
     /// # Errors
     /// If a key is missing, Clevis fails or the device cannot be written. `undo` closes and

@@ -1,8 +1,9 @@
-//! The LUKS devices of pools: how they are laid out, made, opened and wiped, and what their
+//! The LUKS devices of pools: their layout, how they are made, opened and wiped, and what their
 //! headers say about how a pool can be unlocked (`docs/spec/engine/encryption.md` §1, 6).
 //!
-//! Version 2 has one LUKS device, on the pool's cap device. Version 1 has one on each device. The
-//! code treats all of them alike. It knows neither locks nor requests.
+//! A version 2 pool has one LUKS device: the layer below its crypt device. In an encrypted version
+//! 1 pool, each member lies on a LUKS device of its own. The code treats all of them alike. It does
+//! not depend on locks or requests.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -37,7 +38,7 @@ pub const LAYOUT_V2: HeaderLayout = HeaderLayout {
     sector_size: None,
 };
 
-/// The LUKS device on a device of a version 1 pool.
+/// The LUKS device below a member of a version 1 pool.
 pub const LAYOUT_V1: HeaderLayout = HeaderLayout {
     metadata: Bytes(16 << 10),
     keyslots: Bytes(16_352 << 10),
@@ -102,13 +103,13 @@ pub fn keyslot(kind: Kind, number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
     NewKeyslot { number, passphrase, cost }
 }
 
-/// Bindings that are being made. Keyrings and servers have been asked, and nothing has been
-/// written.
+/// Bindings that are being made. Keyrings and servers have been asked; nothing has been written
+/// yet.
 pub struct Prepared(Vec<BindingDraft>);
 
 impl Prepared {
     /// Gets the passphrases: existing ones from the keyring, or new ones that Clevis encrypts. This
-    /// may take long.
+    /// may take a long time.
     ///
     /// # Errors
     /// If a key is missing, or Clevis fails.
@@ -152,7 +153,7 @@ impl Prepared {
     }
 }
 
-/// Makes and opens the LUKS device of a version 2 pool. Its volume key goes into the daemon's
+/// Makes and opens the LUKS device of a version 2 pool. Puts its volume key into the daemon's
 /// keyring.
 ///
 /// # Errors
@@ -202,8 +203,8 @@ pub fn bring_up(
     Ok(platform.volume_key_set(&key_name, &volume_key)?)
 }
 
-/// The changes that repair a header after interrupted changes of it. The repaired header looks as
-/// if an interrupted change had never begun or had been completed. Between these two states a token
+/// The changes that repair a header after interrupted changes of it. In the repaired header, each
+/// interrupted change is either completed or has never happened. In the middle of a change, a token
 /// has a second keyslot.
 pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
     if header.state != DataEncryption::Encrypted {
@@ -219,7 +220,7 @@ pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
             _ => None,
         }
     });
-    // The keyslots of these tokens were destroyed. That comes before the removal of the token.
+    // The keyslots of these tokens were destroyed. That happens before the token is removed.
     let empty = header.tokens.iter().filter(|(_, token)| {
         let is_ours = ["clevis", "luks2-keyring"].map(Some).contains(&token.get("type").and_then(Value::as_str));
         is_ours && token.get("keyslots").and_then(Value::as_array).is_some_and(Vec::is_empty)
@@ -228,7 +229,7 @@ pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
     unused.chain(replaced).chain(empty).collect()
 }
 
-/// Overwrites all of a LUKS device but its data. Nothing can open the LUKS device afterwards.
+/// Overwrites a LUKS device except for its data. It cannot be opened afterwards.
 ///
 /// # Errors
 /// When the device cannot be written.

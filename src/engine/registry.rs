@@ -36,17 +36,17 @@ use crate::{
 pub struct Registry {
     entries: Entries,
     /// Devices of running pools, by device number. While a table lies on a device, no other device
-    /// gets its number. Its node may pass to another device.
+    /// gets its number; but another device may take over its node.
     members: HashMap<DeviceNumber, (PoolUuid, DevUuid)>,
     generations: Generations,
-    /// Pools that a user stopped while their devices were gone. The devices still say that these
-    /// pools are to run.
+    /// Pools that a user stopped while their devices were gone. The metadata on those devices still
+    /// says that the pools are to run.
     unrecorded_stops: BTreeSet<PoolUuid>,
 }
 
-/// A generation counter per pool. It advances when the pool starts to run or stops. Whatever was
-/// read from the pool's devices before that is out of date: it may say that a pool is to run which
-/// a user has stopped.
+/// A generation counter per pool. It advances when the pool starts or stops. Data read from the
+/// pool's devices before that is out of date: it may say that a pool is to run although a user has
+/// stopped the pool.
 #[derive(Debug, Default)]
 struct Generations {
     /// Advances with each start or stop of any pool.
@@ -56,13 +56,13 @@ struct Generations {
     forgotten: u64,
 }
 
-/// A point in time, to ask later what has happened since.
+/// A point in time, from which callers later ask what has happened since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(u64);
 
 impl Generations {
-    /// The number of pools whose last change is kept. Callers ask about moments that are seconds
-    /// old, and no more pools change in that time.
+    /// The number of pools whose last change is kept. Callers ask about moments a few seconds ago,
+    /// and fewer pools than this change in that time.
     const KNOWN_MAX: usize = 4096;
 
     fn advance(&mut self, pool: PoolUuid) {
@@ -91,7 +91,7 @@ impl Registry {
     }
 
     /// Adds a device to the set of its pool, or to the devices beside a running pool. Replaces what
-    /// was known at the device's path.
+    /// was known about the device at this path.
     pub fn add(&mut self, seen: Seen) {
         let (pool, path) = (seen.pool(), seen.device().path.clone());
         self.forget_node_but(&path, pool);
@@ -129,7 +129,7 @@ impl Registry {
         });
     }
 
-    /// The devices known beside the members of a running pool.
+    /// The devices that carry the signature of a running pool but are not its members.
     pub fn beside(&self, pool: PoolUuid) -> Option<DeviceSet> {
         self.entries.running(pool).map(|running| running.beside.clone())
     }
@@ -140,7 +140,7 @@ impl Registry {
     }
 
     /// A copy of a pool's set, for setting up the pool. The set itself stays, so that the pool can
-    /// always be found and a device that goes away meanwhile is forgotten.
+    /// always be found and a device that disappears meanwhile is forgotten.
     pub fn get(&self, pool: PoolUuid) -> Option<DeviceSet> {
         self.entries.stopped(pool).cloned()
     }
@@ -174,9 +174,9 @@ impl Registry {
         }
     }
 
-    /// Replaces all knowledge of stopped pools by the result of a scan that began at `since`. Pools
-    /// that started or stopped since then, and devices of running pools, keep their knowledge,
-    /// which is newer. Devices that are present but could not be read stay known.
+    /// Replaces all knowledge of stopped pools by the result of a scan that began at `since`.
+    /// Knowledge of running pools, and of pools that started or stopped since then, is newer and
+    /// stays. Devices that are present but could not be read stay known.
     pub fn replace(&mut self, mut seen: Vec<Seen>, unread: &[BlockDevice], since: Moment) {
         seen.extend(unread.iter().flat_map(|device| self.known_of(device)));
         let (generations, members) = (&self.generations, &self.members);
@@ -285,7 +285,7 @@ impl Registry {
         let pool = at.into_iter().find(is_in)?;
         self.entries.edit(pool, |entry| {
             // The device-mapper devices of a partially constructed pool still use its devices. Keep
-            // those until the pool is taken down.
+            // those devices known until the pool is taken down.
             (!entry.set.partial).then(|| {
                 entry.set.forget(path);
                 pool
@@ -339,7 +339,7 @@ impl Registry {
             self.members.insert(*number, (pool, *device));
         }
         self.entries.edit(pool, |entry| {
-            // Keep what is known of how the devices lie on each other.
+            // Keep what is known about which device lies on which.
             let mut beside = std::mem::take(&mut entry.set);
             (beside.partial, beside.trouble, beside.being_set_up) = (false, None, false);
             beside.absorb(entry.running.take().map(|running| running.beside).unwrap_or_default());

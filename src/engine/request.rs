@@ -6,21 +6,21 @@
 //! waits. The daemon runs chains over the lock of the `threads` crate and its workers; a test can
 //! run the same chains in a plain loop.
 //!
-//! This file and `engine/mod.rs` use each other, which is the only circle in this room: a step gets
-//! the [`Engine`], and the engine keeps the chains that steps have begun in the background.
+//! This file and `engine/mod.rs` depend on each other, the only such cycle in the engine: a step
+//! gets the [`Engine`], and the engine keeps the chains that steps have started in the background.
 //!
 //! Rules:
-//! - A step that runs [`Step::Locked`] a lock is quick: memory, device-mapper calls, metadata
-//!   writes. Formatting, checking, and waiting for others each belong into a [`Step::Blocking`], which
-//!   says what the step may block if it hangs ([`Share`]).
+//! - A step under a lock ([`Step::Locked`]) is quick: memory, device-mapper calls, metadata writes.
+//!   Formatting, checking and waiting each need a [`Step::Blocking`], which names what the step may
+//!   block if it hangs ([`Share`]).
 //! - The lock is released between steps. What must not change meanwhile is *claimed* (a name, a
 //!   device, a pool) under the lock beforehand. The step that commits or undoes gives the claim
 //!   back.
-//! - A step that finds its claim taken by another request answers [`Step::Parked`] with what it
-//!   waits for. The chain goes on when that wait ends; it should begin again with the step that
-//!   claims. Requests that wait for the same claim are woken one by one, in the order of their
-//!   arrival: the next request is woken when the step of the one before has not taken the claim
-//!   again.
+//! - A step that finds the keys it needs claimed by another request returns [`Step::Parked`] with
+//!   what it waits for. The chain continues when that wait ends; it should start again with the
+//!   step that claims. Requests that wait for the same claim are woken one by one, in the order of
+//!   their arrival: a request is woken once the step of the request before it has ended without
+//!   taking the claim again.
 
 use std::{any::Any, path::PathBuf, time::Duration};
 
@@ -68,7 +68,7 @@ pub trait Table<P = Pool> {
     fn rename(&mut self, uuid: PoolUuid, name: Name) -> Option<&mut P>;
 }
 
-/// What a step is given under its lock.
+/// What a step gets under its lock.
 pub enum Granted<'a, P = Pool> {
     /// Shared access to the pool.
     Read(&'a P),
@@ -94,18 +94,18 @@ pub type Join<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<Option<Box<dyn A
 /// missing.
 pub type LinkedStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<PathBuf>) -> Step<T, E, P> + Send>;
 
-/// How long a step without a lock may take, and what it may block.
+/// How long a step without a lock may take, and what it may block if it hangs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pace {
-    /// Work too short for people to notice: memory, the keyring, a look at names. A brief step
+    /// Work too short for people to notice: memory, the keyring, a lookup of names. A brief step
     /// never waits for slow steps.
     Brief,
-    /// Disks, programs, the network. The share says what the step blocks if it hangs; `None` stands
-    /// for the pool that the request has been about so far.
+    /// Disks, programs, the network. The share says what the step blocks if it hangs; `None` means
+    /// the pool that the request has been about so far.
     Slow(Option<Share>),
 }
 
-/// What a step may block if it hangs. Everything else goes on.
+/// What a step may block if it hangs. All other work continues.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Share {
     /// Other work on this pool.
@@ -114,8 +114,8 @@ pub enum Share {
     Device(PathBuf),
 }
 
-/// What a chain needs next. The engine's chains are about its pools. Code that runs chains does not
-/// depend on that type, and is tested with chains about something smaller.
+/// What a chain needs next. The chains of the engine work on its pools. Code that runs chains does
+/// not depend on the pool type, so its tests use a smaller one.
 pub enum Step<T, E = Engine, P = Pool> {
     /// Nothing: this is the result.
     Done(T),
@@ -123,19 +123,19 @@ pub enum Step<T, E = Engine, P = Pool> {
     Locked(Access, LockedStep<T, E, P>),
     /// Time without a lock.
     Blocking(Pace, BlockingStep<T, E, P>),
-    /// Links that udev has been asked for; the chain waits for at most this time. No thread waits
+    /// Links that udev has been asked for. The chain waits for at most this time; no thread waits
     /// meanwhile.
     Linked(Box<dyn PendingLinks>, Duration, LinkedStep<T, E, P>),
-    /// As `Blocking`, for work that may take hours: the step gets a thread of its own, so that it does
-    /// not occupy a worker.
+    /// As `Blocking`, for work that may take hours: the step gets a thread of its own, so that it
+    /// does not occupy a worker.
     Background(BlockingStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
     Parallel(Vec<Part<E>>, Join<T, E, P>),
-    /// Another request holds the claim. The chain goes on when the wait ends.
+    /// Another request holds the claim. The chain continues when the wait ends.
     Parked(Wait, Box<Step<T, E, P>>),
 }
 
-/// Asks for the lock again when nobody uses the pool alone any more.
+/// Asks for the lock again when no request has sole use of the pool any more.
 fn until_ended<T: Send + 'static>(
     pool: &Pool,
     again: Access,
@@ -144,16 +144,16 @@ fn until_ended<T: Send + 'static>(
     Step::parked(Key::Drain(pool.uuid()), Step::locked(again, step))
 }
 
-/// Whether a request is ending the pool now. If that request panicked, nobody is ending the pool,
-/// and the pool is still in the table.
+/// Whether a request is ending the pool now. If that request has panicked, no request is ending the
+/// pool, and the pool is still in the table.
 fn ends(engine: &Engine, pool: &Pool) -> bool {
     pool.is_gone() && engine.claims().is_claimed(&Key::Drain(pool.uuid()))
 }
 
 impl<T: Send + 'static> Step<T> {
-    /// Asks for a lock. The step does not see a pool that another request is ending: such a pool
-    /// has given up its devices, but is still in the table and in what clients see, so the next
-    /// answer could contradict any answer about it. The step waits until the end has been
+    /// Asks for a lock. The step does not see a pool that another request is ending. Such a pool
+    /// has given up its devices, but it is still in the table and in the published state, so the
+    /// next answer could contradict any answer about it. The step waits until the end has been
     /// published.
     pub fn locked(access: Access, step: impl FnOnce(&Engine, Granted<'_>) -> Step<T> + Send + 'static) -> Step<T> {
         let again = access.clone();
@@ -167,8 +167,8 @@ impl<T: Send + 'static> Step<T> {
         )
     }
 
-    /// Waits until nobody has claimed the key any more, or until another [`Wait`] ends, and then
-    /// goes on with `again`.
+    /// Waits until the key is no longer claimed, or until another [`Wait`] ends, and then continues
+    /// with `again`.
     pub fn parked(wait: impl Into<Wait>, again: Step<T>) -> Step<T> {
         Step::Parked(wait.into(), Box::new(again))
     }

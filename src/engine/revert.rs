@@ -6,14 +6,14 @@
 //! 1. Bring the snapshot's thin device up under the origin's name. Nothing durable has happened
 //!    yet. If this fails, both filesystems are set up as they are, and the revert stays scheduled
 //!    until the next set-up.
-//! 2. Write an entry in the journal. This is the commit point.
-//! 3. Change the records, delete the origin's old thin device, change the identity in the XFS. Each
-//!    of these can be repeated. What fails now is done at the next set-up, as the journal says;
-//!    meanwhile the pool runs with the outcome.
+//! 2. Write an entry to the journal. This is the commit point.
+//! 3. Change the records, delete the origin's old thin device, change the identity of the XFS. Each
+//!    of these can be repeated. A step that fails now is done at the next set-up, as the journal
+//!    says; meanwhile the pool runs with the outcome.
 //!
-//! The identity is written to blocks that the snapshot may share, so the write takes space. No
-//! check gives space to a pool that is not in the table yet, and a write that waits for space would
-//! wait for a minute. So the thin pool is given space before any revert, and the old thin device is
+//! The identity is written to blocks that the snapshot may share, so the write needs space. A pool
+//! that is not in the table yet gets no space from a check, and a write that waits for space would
+//! wait for a minute. So the thin pool gets space before any revert, and the old thin device is
 //! deleted, which frees its space, before the identity is written. If the space still does not
 //! suffice, the XFS keeps the snapshot's UUID until the next set-up. The UUID stays unique, since
 //! the snapshot is gone.
@@ -45,7 +45,7 @@ pub enum Ignored {
     /// The origin does not exist, so there is nothing to replace.
     #[error("its origin does not exist")]
     NoOrigin,
-    /// Several snapshots name the same origin, and nothing says which one is meant.
+    /// Several snapshots name the same origin, so it is unclear which one is meant.
     #[error("several snapshots are to replace the same origin")]
     Several,
     /// The result would depend on the order of the reverts.
@@ -84,14 +84,14 @@ pub fn plan(records: &[FilesystemRecord]) -> (Vec<Revert>, Vec<(FsUuid, Ignored)
 
 /// Turns the records into those after a revert: the origin's record has the snapshot's thin device,
 /// the snapshot's record is gone, and the snapshots of the snapshot have the origin as theirs.
-/// Returns the records that differ; `None` if somebody else has changed one of the two filesystems
+/// Returns the records that differ; `None` if one of the two filesystems has been changed
 /// meanwhile, so that nothing is left to do.
 fn apply(records: &mut Vec<FilesystemRecord>, revert: &Revert) -> Option<Vec<FilesystemRecord>> {
     let snapshot = records.iter().find(|record| record.uuid == revert.snapshot).cloned();
     let origin = records.iter_mut().find(|record| record.uuid == revert.origin)?;
     let mut changed = Vec::new();
     match snapshot {
-        // Somebody may have cancelled the revert.
+        // A client may have cancelled the revert.
         Some(snapshot)
             if snapshot.thin_id == revert.thin_id
                 && snapshot.merge
@@ -114,8 +114,8 @@ fn apply(records: &mut Vec<FilesystemRecord>, revert: &Revert) -> Option<Vec<Fil
     Some(changed)
 }
 
-/// Does the reverts that `records` schedule, before the filesystems are set up. Afterwards
-/// `records` are those of the outcome.
+/// Carries out the reverts that `records` schedule, before the filesystems are set up. Afterwards
+/// `records` describe the outcome.
 ///
 /// # Errors
 /// When it is unknown whether a revert has been decided.
@@ -146,9 +146,9 @@ pub(super) fn carry_out(
     Ok(())
 }
 
-/// Completes a revert that has been decided. Afterwards `records` are those of the outcome. What
-/// fails now stays in the journal for the next set-up. Until then nobody may change the
-/// filesystems, because the snapshot may still be a filesystem of its own on disk.
+/// Completes a revert that has been decided. Afterwards `records` describe the outcome. What fails
+/// now stays in the journal for the next set-up. Until then the filesystems must not be changed,
+/// because the snapshot may still be a filesystem of its own on disk.
 pub(super) fn finish(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -216,7 +216,7 @@ fn decide(
 enum Settled {
     /// It is complete.
     Wholly,
-    /// All is done except the identity in the XFS. The journal entry stays.
+    /// The revert is complete except for the identity of the XFS. The journal entry stays.
     LacksSpace { needed: DataBlocks, free: DataBlocks },
 }
 
@@ -250,7 +250,7 @@ fn identify(
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
     let table = thin_devices::thin_table(thin_pool, record.thin_id, record.size);
     let device = pool.thin_name(revert.origin);
-    // The device is up already, unless a power cut came in between.
+    // The device is up already, unless there was a power cut in between.
     stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
     let needed = xfs::blocks_to_identify(platform, &platform.dm_node(&device), revert.origin)?;
     let status = pool.thin_pool_status(platform)?;

@@ -1,7 +1,7 @@
-//! Sets up a pool from what is on its devices (`docs/spec/engine/engine-behaviour.md` §8,
+//! Sets up a pool from the contents of its devices (`docs/spec/engine/engine-behaviour.md` §8,
 //! `storage-stack.md` §8), and inserts pools into the table.
 //!
-//! If a daemon that ran before has left the stack up, it is adopted layer by layer.
+//! If a former daemon has left the stack up, the daemon adopts it layer by layer.
 
 mod activate;
 mod assembly;
@@ -28,8 +28,8 @@ use crate::engine::{
     request::{Access, Granted, Mode, Step},
 };
 
-/// Inserts a pool into the table. The claim on its name, with whatever else it holds, is given back
-/// afterwards.
+/// Inserts a pool into the table. Afterwards gives back the claim on its name, with all other keys
+/// in the same set.
 pub(super) fn insert(pool: Pool, claim: Claim) -> Step<Result<()>> {
     Step::locked(Access::Table(Mode::Exclusive), move |engine, granted| {
         let Granted::Table(table) = granted else { return Step::Done(Err(Error::NoPool(pool.uuid()))) };

@@ -52,8 +52,8 @@ pub enum Make {
     Linear(Vec<Piece>),
     /// A cache of this length: [`Role::CacheMeta`] and [`Role::CacheSub`] over [`Role::OriginSub`].
     Cache(Sectors),
-    /// The opened LUKS device on [`Role::Cache`], of this length. The stack cannot open it
-    /// without a key.
+    /// The crypt device on the LUKS device that [`Role::Cache`] is, with this length. The stack
+    /// cannot open the LUKS device without a key.
     Opened(Sectors),
     /// A thin pool over [`Role::ThinMeta`] and [`Role::ThinData`].
     ThinPool {
@@ -126,8 +126,8 @@ impl Shape {
                 Layer { role: Role::CacheSub, make: Make::Linear(blocks.clone()) },
                 Layer { role: Role::Cache, make: Make::Cache(length) },
             ]),
-            // With the placeholder a cache or encryption can come later without changing device
-            // numbers above or below.
+            // With the placeholder, a cache or encryption can be added later without changing
+            // device numbers above or below.
             (None, MetadataVersion::V2) => layers.push(Layer {
                 role: Role::Cache,
                 make: Make::Linear(vec![Piece { base: Base::Layer(Role::OriginSub), start: Sectors::ZERO, length }]),
@@ -185,9 +185,9 @@ impl Shape {
 pub enum Ensured {
     /// The daemon made it.
     Created,
-    /// A former daemon left it just as wanted.
+    /// A former daemon left it in exactly the wanted form.
     Adopted,
-    /// It was up in an older form and has been updated to the record.
+    /// It was up in an older form and now has the recorded one.
     Renewed,
 }
 
@@ -265,15 +265,15 @@ impl Stack {
         }
     }
 
-    /// Makes sure that a layer is up: adopts the device that is there, or makes one.
+    /// Makes sure that a layer is up: adopts the existing device, or makes one.
     ///
-    /// While a pool grows, the record is ahead of the kernel, and it stays ahead if the daemon is
-    /// killed then. So a device made for an older record gets the wanted table. A device left
-    /// suspended is resumed.
+    /// While a pool grows, the record is ahead of the kernel. It stays ahead if the daemon is
+    /// killed at that moment. So a device that was made for an older record gets the wanted table.
+    /// A device left suspended is resumed.
     ///
     /// # Errors
-    /// [`Error::OtherTable`] if a device of that name is up whose table neither is nor ever was
-    /// what the layer asks for.
+    /// [`Error::OtherTable`] if a device of that name is up whose table neither is nor ever was the
+    /// table of the layer.
     pub fn ensure(&mut self, platform: &dyn Platform, layer: &Layer, undo: &mut Rollback) -> Result<Ensured> {
         let name = self.name(layer.role);
         let (number, ensured) = match layer.make {
@@ -284,8 +284,8 @@ impl Stack {
         Ok(ensured)
     }
 
-    /// Makes sure that the pool's opened LUKS device is up and has the right length: adopts the one
-    /// that is there, or opens it with the volume key if the daemon has the key.
+    /// Makes sure that the pool's crypt device is up and has the right length: adopts the existing
+    /// one, or opens the LUKS device with the volume key if the daemon has the key.
     fn ensure_opened(
         &self,
         platform: &dyn Platform,
@@ -321,7 +321,7 @@ impl Stack {
         Ok((found.number, Ensured::Renewed))
     }
 
-    /// Notes a layer that something else brought up or that a former daemon left.
+    /// Notes a layer that other code brought up or that a former daemon left up.
     ///
     /// # Errors
     /// When device-mapper cannot be queried.
@@ -365,9 +365,9 @@ impl Stack {
         Ok(())
     }
 
-    /// Moves the flex devices to the cap device when the cap has changed: when a cache has come in
-    /// between (version 1), or encryption has come or gone (version 2). Devices that already lie on
-    /// the cap, or are not up, stay as they are.
+    /// Moves the flex devices to the cap device when the cap has changed: when a cache has been
+    /// inserted (version 1), or encryption has been added or removed (version 2). Devices that
+    /// already lie on the cap, or are not up, stay as they are.
     ///
     /// A cache block may hold the end of one flex device and the beginning of another. No I/O may
     /// bypass the cache on one of them while the cache serves the other, so all of them are
@@ -415,7 +415,7 @@ impl Stack {
         swap_together(platform, &moved, &[self.name(Role::ThinPool), self.name(Role::Mdv)])
     }
 
-    /// Loads a layer's table without making it live, so that the kernel checks it.
+    /// Loads a layer's table without making it live, so that the kernel validates it.
     ///
     /// # Errors
     /// When the kernel refuses the table.
@@ -431,7 +431,7 @@ impl Stack {
         swap(platform, &self.name(layer.role), &self.table(&layer.make), Visibility::Private)
     }
 
-    /// Whether a layer is up exactly as wanted.
+    /// Whether a layer is up in exactly the wanted form.
     ///
     /// # Errors
     /// When device-mapper cannot be queried.
@@ -475,8 +475,8 @@ pub fn ensure_device(
             platform.dm_remove(name)?;
             return ensure_device(platform, name, table, visibility, undo);
         }
-        // A device renamed after a repair keeps the UUID of its first name, so any UUID of ours for
-        // the pool will do.
+        // A device renamed after a repair keeps the UUID of its first name, so any UUID in Stratis'
+        // format with this pool's UUID will do.
         let same = found.table.len() == table.len() && found.table.iter().zip(table).all(|(f, w)| is_same(f, w));
         if same && !found.suspended {
             return Ok((found.number, Ensured::Adopted));
@@ -497,7 +497,7 @@ pub fn ensure_device(
     Ok((platform.dm_create(name, name, table, visibility)?, Ensured::Created))
 }
 
-/// Removes a device if it is there.
+/// Removes a device if it exists.
 ///
 /// # Errors
 /// When the device is busy.
@@ -508,7 +508,7 @@ pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
     }
 }
 
-/// As [`remove_if_up`], tried twice: a device that stays up keeps everything below it busy.
+/// As [`remove_if_up`], but tries twice: a device that stays up keeps everything below it busy.
 ///
 /// # Errors
 /// Those of [`remove_if_up`].
@@ -516,8 +516,8 @@ pub fn remove_surely(platform: &dyn Platform, name: &str) -> Result<()> {
     remove_if_up(platform, name).or_else(|_| remove_if_up(platform, name))
 }
 
-/// Replaces the table of a device. I/O waits only during the swap, because the table is loaded
-/// before.
+/// Replaces the table of a device. I/O is held back only during the swap, because the table is
+/// loaded beforehand.
 ///
 /// # Errors
 /// When the kernel refuses the table; the device then keeps its old one. A swap that reports a
@@ -567,8 +567,8 @@ fn swap_together(platform: &dyn Platform, changes: &[(String, Vec<Line>)], held:
     swapped.and(go_on().into_iter().collect())
 }
 
-/// Removes a device if it is there. `undo` makes it again with its former table, unless something
-/// decided later could not be taken back.
+/// Removes a device if it exists. `undo` makes it again with its former table, unless a later step
+/// could not be taken back.
 ///
 /// # Errors
 /// When the device is busy.
@@ -603,8 +603,8 @@ fn is_permutation(a: &[String], b: &[String]) -> bool {
 }
 
 /// Whether a table found in the kernel is an earlier form of the wanted one: from before the pool
-/// grew, got a cache, or changed its settings. Data written through the earlier table is found
-/// through the wanted one.
+/// grew, got a cache, or changed its settings. Data written through the earlier table is at the
+/// same place in the wanted one.
 fn precedes(found: &[Line], wanted: &[Line]) -> bool {
     match (found, wanted) {
         ([found], [wanted]) if is_unrecorded_cache(found, wanted) => true,
@@ -617,9 +617,9 @@ fn precedes(found: &[Line], wanted: &[Line]) -> bool {
     }
 }
 
-/// Whether a cache was found where version 2 wants its placeholder: adding the cache had begun,
-/// could not be recorded, and could not be taken back. The cache is in writethrough mode, so its
-/// origin has all data.
+/// Whether a cache was found where version 2 wants its placeholder: the addition of the cache had
+/// begun, could not be recorded, and could not be taken back. The cache is in writethrough mode, so
+/// its origin has all data.
 fn is_unrecorded_cache(found: &Line, wanted: &Line) -> bool {
     let on_origin = match (&found.target, &wanted.target) {
         (Target::Cache { origin, features, .. }, Target::Linear { device, offset: Sectors::ZERO }) => {

@@ -26,7 +26,7 @@ pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUu
 }
 
 /// Removes the thin devices of all filesystems of a pool that device-mapper lists. A request that
-/// panicked may have left devices that nothing else knows of.
+/// panicked may have left devices that the daemon has no record of.
 ///
 /// # Errors
 /// When a device is busy. Devices that were removed before stay removed.
@@ -68,8 +68,8 @@ pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid, set: Option<&Dev
     Ok(())
 }
 
-/// Whether any device-mapper device of the pool is up. Does not count filesystems, which cannot be
-/// up without the other devices.
+/// Whether any device-mapper device of the pool is up. Does not count thin devices of filesystems,
+/// which cannot be up without the other devices.
 pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     match platform.dm_list() {
         Ok(list) => Role::ALL.iter().any(|role| list.iter().any(|device| device.name == role.name(pool))),
@@ -80,7 +80,7 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     }
 }
 
-/// As [`partly_up`], including the LUKS devices of the pool's devices.
+/// As [`partly_up`], including the crypt devices below the members.
 pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
     let is_open = |luks_device: &LuksDevice| matches!(platform.dm_find(&luks_device.name()), Ok(Some(_)));
     partly_up(platform, pool) || set.luks_devices().any(is_open)

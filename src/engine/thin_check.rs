@@ -1,9 +1,9 @@
-//! What thin_check says about thin metadata, and whether that is a verdict.
+//! What thin_check reports about thin metadata, and whether that is a verdict.
 //!
 //! Only a finding of damaged metadata may lead to a repair, because a repair replaces the metadata.
-//! The exit status alone does not tell: version 0.9 exits with 1 and version 1.x with 64 for
-//! damage, but also when it cannot open the device, gets no memory, or meets an I/O error. So the
-//! daemon parses the output, and reads the device as well.
+//! The exit status alone does not show damage: version 0.9 exits with 1 and version 1.x with 64 for
+//! damage, but also when thin_check cannot open the device, gets no memory, or meets an I/O error.
+//! So the daemon also parses the output and reads the device itself.
 
 use std::path::Path;
 
@@ -41,8 +41,8 @@ pub(super) enum ThinCheckVerdict {
     Damaged(String),
 }
 
-/// Checks the thin metadata on a device of this size that no thin pool uses. Repairs what can be
-/// repaired without loss.
+/// Checks the thin metadata on a device of this size that no thin pool uses. Repairs only what can
+/// be repaired without loss.
 ///
 /// # Errors
 /// If there is no verdict: thin_check could not be run, was killed, or could not read the device.
@@ -64,8 +64,8 @@ pub(super) fn check(platform: &dyn Platform, node: &Path, size: Sectors) -> Resu
     Ok(verdict)
 }
 
-/// Reads the whole device. An unreadable sector looks like damage to thin_check, but may become
-/// readable when a cable is back in its place.
+/// Reads the whole device. To thin_check, an unreadable sector looks like damage, but the sector
+/// may become readable when a cable is back in its place.
 fn read_all(platform: &dyn Platform, node: &Path, size: Sectors) -> Result<()> {
     let Bytes(end) = size.bytes();
     let end = u64::try_from(end).unwrap_or(u64::MAX);

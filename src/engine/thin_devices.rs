@@ -22,9 +22,9 @@ pub(super) fn thin_table(pool: DeviceNumber, id: u32, size: Sectors) -> [dm::Lin
     [dm::Line { start: Sectors::ZERO, length: size, target: dm::Target::Thin { pool, id } }]
 }
 
-/// Deletes a thin device from a thin pool. A device that is not there counts as deleted. A thin
-/// pool without metadata space takes no messages, not even this one, which would give it some.
-/// Loading a table, even the same one, makes the thin pool try again: the metadata space that it
+/// Deletes a thin device from a thin pool. A thin device that does not exist counts as deleted. A
+/// thin pool without metadata space accepts no messages, not even this one, which would free some.
+/// When a table is loaded, even the same one, the thin pool tries again: the metadata space that it
 /// keeps in reserve is enough for a deletion.
 pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) -> platform::Result<()> {
     let delete = || platform.dm_message(thin_pool, &format!("delete {id}"));
@@ -51,10 +51,10 @@ pub(super) fn thin_metadata_size(platform: &dyn Platform, pool: Sectors, filesys
     Ok(sizes::thin_metadata(&platform.run(Program::ThinMetadataSize, &arguments)?)?)
 }
 
-/// Makes the thin pool read the sizes of its devices again if it knows smaller sizes than are
-/// recorded. Whoever extended the devices was killed, or failed, before the thin pool saw the new
-/// sizes. A read-only thin pool does not change its size, however often it is asked. `true`: the
-/// sizes were behind, and the status is out of date.
+/// Makes the thin pool read the sizes of its devices again if the sizes it knows are smaller than
+/// the recorded ones. That happens if the daemon that extended the devices was killed, or failed,
+/// before the thin pool saw the new sizes. A read-only thin pool never changes its size, however
+/// often it is asked. `true`: the thin pool was behind, and the status is out of date.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -70,9 +70,9 @@ pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStat
     Ok(overlooked)
 }
 
-/// Restricts a pool whose thin pool has failed or must be checked before it is written again.
+/// Restricts a pool whose thin pool has failed or must be checked before the next write to it.
 /// Clients still see the pool: what can be read may be all that its users have left. A pool that is
-/// merely out of metadata space is restricted until it has some. `status` is the current status of
+/// only out of metadata space is restricted until it has some. `status` is the current status of
 /// the thin pool, if it could be parsed.
 pub(super) fn judge_thin_pool(pool: &mut Pool, status: Option<&PoolStatus>) {
     let needs_check = status.is_some_and(|status| status.needs_check);

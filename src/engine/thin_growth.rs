@@ -17,8 +17,8 @@ use crate::{
     platform::Platform,
 };
 
-/// Gives a thin pool the space that it lacks during the set-up of its pool, as far as there is any.
-/// `records` are the records of the filesystems, which are not set up yet. A failure is only
+/// Gives a thin pool the space that it lacks during the set-up of its pool, as far as the pool has
+/// any. `records` are the records of the filesystems, which are not set up yet. A failure is only
 /// logged, because the code that needs the space checks for it.
 ///
 /// # Errors
@@ -117,8 +117,8 @@ pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Res
 }
 
 /// As [`follow`], after a growth from the `former` state. If the kernel refuses the growth for
-/// good, the growth is taken back, provided that the kernel has not seen any part of it. Otherwise
-/// no growth would ever be possible again.
+/// good, it is taken back, provided that the kernel has not seen any part of it. Otherwise the pool
+/// could never grow again.
 ///
 /// # Errors
 /// When the kernel refuses a table.
@@ -150,7 +150,8 @@ pub fn follow(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     followed
 }
 
-/// As [`follow`], for requests that are complete once the record is written. An error is logged.
+/// As [`follow`], for requests that are complete once the record is written. An error is only
+/// logged.
 pub fn follow_or_later(platform: &dyn Platform, pool: &mut Pool) {
     if let Err(error) = follow(platform, pool) {
         let what = error.sentence();

@@ -95,7 +95,7 @@ impl PoolStatus {
     }
 }
 
-/// The state alone, which a failed thin pool reports, too.
+/// The state alone, which a failed thin pool also reports.
 pub fn state(text: &str) -> Option<State> {
     match text.split_ascii_whitespace().next()? {
         "Fail" | "Error" => Some(State::Failed),
@@ -103,7 +103,7 @@ pub fn state(text: &str) -> Option<State> {
     }
 }
 
-/// Mapped sectors of a thin device, from its status text; `None` if the text does not say.
+/// Mapped sectors of a thin device, from its status text; `None` if the text does not contain them.
 pub fn mapped(text: &str) -> Option<Sectors> {
     text.split_ascii_whitespace().next()?.parse().ok().map(Sectors)
 }
@@ -137,8 +137,8 @@ mod tests {
         assert!(status.is_damaged());
     }
 
-    /// A thin pool that was read-only for lack of metadata space counted as damaged, and only a
-    /// stop of the pool ended that.
+    /// A thin pool that was read-only for lack of metadata space counted as damaged, and only
+    /// stopping the pool ended that state.
     #[test]
     fn want_of_metadata_space_is_no_damage() {
         let status = PoolStatus::parse("1 64/64 9/94 - ro no_discard_passdown queue_if_no_space - 16 ").unwrap();

@@ -4,8 +4,8 @@
 //! The rules, in this order:
 //!
 //! 1. The device below a live device-mapper table of the pool belongs to the pool.
-//! 2. A device takes precedence over the devices it lies on: dm-linear, multipath, md, loop
-//!    devices. Both are one device.
+//! 2. A device takes precedence over the devices below it: dm-linear, multipath, md, loop devices.
+//!    The two are one device.
 //! 3. Of devices whose signature blocks agree, the one with the newer metadata counts. The others
 //!    are stale.
 //! 4. Otherwise the devices clash, and the pool does not start.
@@ -30,7 +30,7 @@ use crate::{
 pub struct Ties {
     /// Devices below live tables of the pool.
     used: BTreeSet<DeviceNumber>,
-    /// All devices below each device, directly or not.
+    /// All devices below each device, direct or indirect.
     lies_on: BTreeMap<DeviceNumber, BTreeSet<DeviceNumber>>,
     /// Devices whose nodes now lead elsewhere, or nowhere.
     gone: BTreeSet<DeviceNumber>,
@@ -41,7 +41,7 @@ pub struct Ties {
 pub struct Doubt {
     /// Nodes and numbers of devices that share an identity.
     pub devices: Vec<(PathBuf, DeviceNumber)>,
-    /// Identities among these that are known to lie in a LUKS device.
+    /// Identities among these that are known to lie on a LUKS device.
     pub contained: BTreeSet<DevUuid>,
     /// Devices of the running pool.
     pub members: Vec<DeviceNumber>,
@@ -77,7 +77,7 @@ impl Ties {
         ties
     }
 
-    /// Whether the device had gone when the kernel was asked.
+    /// Whether the device was gone when the kernel was asked.
     pub fn is_gone(&self, device: DeviceNumber) -> bool {
         self.gone.contains(&device)
     }
@@ -112,7 +112,7 @@ fn newest(copies: &[Carrier], apart: &[usize]) -> Option<usize> {
     let known: Vec<(usize, StaticHeader, Option<Timestamp>)> =
         apart.iter().map(|at| copies[*at].area.map(|(header, stamp)| (*at, header, stamp))).collect::<Option<_>>()?;
     let (_, first, _) = known.first()?;
-    // Marks come and go with requests and say nothing about the device.
+    // Marks come and go with requests and say nothing about the identity of the device.
     let bare = |header: &StaticHeader| StaticHeader { flags: HeaderFlags::NONE, ..*header };
     if known.iter().any(|(_, header, _)| bare(header) != bare(first)) {
         return None;
@@ -127,8 +127,8 @@ fn newest(copies: &[Carrier], apart: &[usize]) -> Option<usize> {
 pub struct Carrier {
     /// Its number.
     pub number: DeviceNumber,
-    /// Its signature block and the time of its metadata; `None`: the device is a LUKS device and
-    /// cannot be read.
+    /// Its signature block and the time of its metadata; `None`: the device is a LUKS device, which
+    /// has no readable signature block.
     pub area: Option<(StaticHeader, Option<Timestamp>)>,
 }
 
@@ -141,8 +141,8 @@ pub enum Choice {
     Clash(Vec<usize>),
 }
 
-/// Whether the device opened under a LUKS device's name lies on this LUKS device, and not on a clone of
-/// it.
+/// Whether the crypt device that has the name of a LUKS device lies on this LUKS device, and not on
+/// a clone of it.
 ///
 /// # Errors
 /// When the kernel does not report it.
@@ -183,7 +183,7 @@ mod tests {
         check(&ties, &[copy(0, 9, Some(1))], Choice::Counts(0));
         check(&ties, &[copy(0, 9, Some(1)), copy(1, 9, Some(2))], Choice::Counts(1));
         check(&ties, &[copy(0, 9, Some(3)), copy(1, 9, Some(2)), copy(2, 9, None)], Choice::Counts(0));
-        // A mark set after the clone was made says nothing.
+        // A mark that was set after the clone was made does not tell the two apart.
         let mut marked = copy(0, 9, Some(3));
         marked.area = marked.area.map(|(header, at)| (StaticHeader { flags: HeaderFlags::GROWN, ..header }, at));
         check(&ties, &[marked, copy(1, 9, Some(2))], Choice::Counts(0));
@@ -206,7 +206,7 @@ mod tests {
         let ties = Ties { lies_on: [(number(1), [number(0)].into())].into(), ..Ties::default() };
         check(&ties, &[copy(0, 9, Some(2)), copy(1, 9, Some(1))], Choice::Counts(1));
         check(&ties, &[closed(0), closed(1)], Choice::Counts(1));
-        // Both are one device, so the clone clashes with the upper one alone.
+        // The upper and the lower device are one, so the clone clashes with the upper one alone.
         let copies = [copy(0, 9, Some(1)), copy(1, 9, Some(1)), copy(2, 9, Some(1))];
         check(&ties, &copies, Choice::Clash(vec![1, 2]));
         assert!(ties.are_one(number(0), number(1)) && !ties.are_one(number(0), number(2)));

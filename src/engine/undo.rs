@@ -5,13 +5,14 @@
 //! follows from the steps that ran, and no error branch contains one written by hand.
 //!
 //! Not everything that was written to disk may be taken back. The rollback does not wipe a device
-//! that is still in use because something on it could not be taken down, nor a device that a record
-//! may name because that record could not be overwritten ([`Error::is_unsure`]). An entry of the
-//! journal stays as long as anything that it names exists. The next set-up then takes the change
-//! back or completes it.
+//! that is still in use because a device on it could not be taken down. Nor does it wipe a device
+//! that a record may name because that record could not be overwritten ([`Error::is_unsure`]). A
+//! journal entry stays as long as anything that it names exists. The next set-up then undoes or
+//! completes the change.
 //!
 //! The list also runs when the work panics, before the panic reaches the code that contains it.
-//! That code does not know what was done, so all of it would stay on the machine.
+//! That code does not know what was done; without the rollback, everything would stay on the
+//! machine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -28,13 +29,13 @@ type Undo = Box<dyn FnOnce(&dyn Platform) -> Result<()> + Send>;
 pub enum When {
     /// Always. For changes to the running machine.
     Always,
-    /// When it is known what the record on disk says. For what a record may name.
+    /// When it is known what the record on disk says. For things that a record may name.
     Known,
     /// When no record may name it, and every later step pushed as [`When::Always`] has been taken
-    /// back. For what something else may still need, such as the data written to a device.
+    /// back. For things that other parts may still need, such as the data written to a device.
     Unused,
-    /// When every later step has been taken back. For what tells the next set-up what to do about
-    /// those steps, or must not come back before they have been taken back.
+    /// When every later step has been taken back. For what tells the next set-up how to treat those
+    /// steps, or what must not come back before they have been taken back.
     Last,
 }
 
@@ -69,7 +70,7 @@ impl Rollback {
         self.steps.push(UndoStep { what: what.into(), when, undo });
     }
 
-    /// Appends the undo steps of others that worked on the same operation.
+    /// Appends the undo steps of other threads that worked on the same operation.
     pub fn append(&mut self, mut others: Rollback) {
         self.steps.append(&mut others.steps);
     }
@@ -86,7 +87,7 @@ impl Rollback {
     pub fn run(mut self, platform: &dyn Platform, cause: Error) -> Error {
         let mut failures = Vec::new();
         let unsure = cause.is_unsure();
-        // Other threads that worked on the operation may have left something up.
+        // Other threads that worked on the operation may have left a device up.
         let mut in_use = unsure || cause.leaves() > Availability::Full;
         while let Some(UndoStep { what, when, undo }) = self.steps.pop() {
             let stays = match when {
@@ -99,7 +100,7 @@ impl Rollback {
                 log::warn!("after an error ({}): did not {what}; the next set-up decides", cause.sentence());
                 continue;
             }
-            // An undo that panics does not keep the others from being tried either.
+            // If one undo panics, the others still run.
             let undone = catch_unwind(AssertUnwindSafe(|| undo(platform))).unwrap_or(Err(Error::Panicked));
             if let Err(error) = undone {
                 log::error!("after an error ({}): could not {what}: {}", cause.sentence(), error.sentence());
@@ -125,8 +126,8 @@ impl Rollback {
         platform: &dyn Platform,
         work: impl FnOnce(&mut Rollback) -> Result<T>,
     ) -> Result<(T, Rollback)> {
-        // Whoever contains the panic gives up what the work was changing, and the list is only ever
-        // pushed to.
+        // The code that contains the panic drops the object that the work was changing, and the
+        // list is only ever pushed to.
         match catch_unwind(AssertUnwindSafe(|| work(&mut self))) {
             Ok(Ok(value)) => Ok((value, self)),
             Ok(Err(cause)) => Err(self.run(platform, cause)),
@@ -139,8 +140,9 @@ impl Rollback {
     }
 }
 
-/// Runs `work`. If it panics, runs `mend` before the panic goes on. For what must not outlast the
-/// work, such as a device held suspended, and what the work itself sets right when it merely fails.
+/// Runs `work`. If it panics, runs `mend` before the panic continues. For a state that must not
+/// outlast the work, such as a suspended device, and that the work itself corrects when it merely
+/// fails.
 pub fn mended<T>(work: impl FnOnce() -> T, mend: impl FnOnce()) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         if catch_unwind(AssertUnwindSafe(mend)).is_err() {

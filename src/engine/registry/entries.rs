@@ -2,7 +2,7 @@
 //! clients see.
 //!
 //! All changes go through [`Entries::edit`], which notes the pools whose views are out of date. So
-//! the cost of a change depends on its own pool only, however many others there are.
+//! the cost of a change depends on its own pool only, however many other pools there are.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

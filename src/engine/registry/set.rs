@@ -28,9 +28,9 @@ use crate::{
     view,
 };
 
-/// The reason given for a pool that is down although nothing is wrong with it.
+/// The reason shown for a pool that is down although nothing is wrong with it.
 pub const STOPPED: &str = "it was stopped by request";
-/// The reason given for a pool that is down but will soon run.
+/// The reason shown for a pool that is down but will soon run.
 pub const BEING_SET_UP: &str = "it is being set up";
 
 /// A device that was found, with its BDA as read.
@@ -43,8 +43,8 @@ pub struct FoundDevice {
     /// The newest pool metadata on the device with its stamp, if there is any. `Err`: the metadata
     /// cannot be read.
     pub metadata: Option<Result<(Timestamp, Arc<PoolMetadata>), String>>,
-    /// The devices below it, if it was opened from a LUKS device. Empty: the device is not in a
-    /// LUKS device.
+    /// The devices below this device, if it is the crypt device on a LUKS device. Empty: it is not
+    /// a crypt device.
     pub within: BTreeSet<DeviceNumber>,
 }
 
@@ -58,7 +58,7 @@ impl FoundDevice {
         self.bda.header().device
     }
 
-    /// Whether the metadata says that the pool is being destroyed, and nobody has used the pool
+    /// Whether the metadata says that the pool is being destroyed, and the pool has not been used
     /// since.
     fn is_condemned(&self) -> bool {
         matches!(&self.metadata, Some(Ok((stamp, metadata))) if metadata.is_condemned(*stamp))
@@ -74,7 +74,7 @@ impl FoundDevice {
 pub enum Seen {
     /// A BDA.
     Area(FoundDevice),
-    /// A LUKS device with a block device of a pool in it.
+    /// A LUKS device whose crypt device is a block device of a pool.
     LuksDevice(LuksDevice),
 }
 
@@ -104,7 +104,7 @@ impl Seen {
     }
 }
 
-/// Everything with one identity.
+/// All devices with one identity.
 #[derive(Debug, Clone, Default)]
 struct Copies {
     areas: Vec<FoundDevice>,
@@ -112,7 +112,7 @@ struct Copies {
 }
 
 impl Copies {
-    /// Adds what was seen. Drops what was known of the same device or node before.
+    /// Adds a device as seen. Drops what was known about the same device or node.
     fn add(&mut self, seen: Seen) {
         let device = seen.device();
         let is_same = |known: &BlockDevice| known.number == device.number || known.path == device.path;
@@ -135,7 +135,8 @@ impl Copies {
     }
 
     fn forget(&mut self, is_meant: impl Fn(&BlockDevice) -> bool) {
-        // Areas in a LUKS device go together with it. A LUKS device that is only closed stays.
+        // The crypt device goes with the LUKS device below it. A LUKS device that was only closed
+        // stays.
         let gone: Vec<DeviceNumber> = self
             .luks_devices
             .iter()
@@ -157,13 +158,13 @@ impl Copies {
         self.areas.is_empty() && self.luks_devices.is_empty()
     }
 
-    /// LUKS devices, and areas outside of LUKS devices.
+    /// The LUKS devices, and the BDAs that do not lie on a LUKS device.
     fn outer(&self) -> Vec<&BlockDevice> {
         let luks_devices = self.luks_devices.iter().map(|luks_device| &luks_device.device);
         luks_devices.chain(self.bare().map(|found| &found.device)).collect()
     }
 
-    /// Areas that do not lie in a known LUKS device.
+    /// BDAs that do not lie on a known LUKS device.
     fn bare(&self) -> impl Iterator<Item = &FoundDevice> {
         let is_inside = |found: &&FoundDevice| {
             self.luks_devices.iter().any(|luks_device| found.within.contains(&luks_device.device.number))
@@ -187,9 +188,9 @@ impl Copies {
 pub struct DeviceSet {
     seen: BTreeMap<DevUuid, Copies>,
     ties: Ties,
-    /// For each identity the device that counts; any of them while that is unclear.
+    /// The device that counts for each identity; any of them while it is unclear which one counts.
     devices: BTreeMap<DevUuid, FoundDevice>,
-    /// The LUKS devices of devices that lie in one, opened or not.
+    /// The LUKS devices below members, opened or not.
     luks_devices: BTreeMap<DevUuid, LuksDevice>,
     /// Clashes: identities with the nodes of the devices between which it is unclear which one
     /// counts.
@@ -200,7 +201,7 @@ pub struct DeviceSet {
     pub trouble: Option<Arc<str>>,
     /// The pool is being set up.
     pub being_set_up: bool,
-    /// The pool was not set up because another pool of its name runs.
+    /// The pool was not set up because another pool with its name runs.
     pub awaits_name: bool,
 }
 
@@ -217,10 +218,10 @@ pub enum DeviceSetVerdict {
     Clash(Option<Arc<PoolMetadata>>, DevUuid, Vec<PathBuf>),
     /// The metadata says that the pool is being destroyed.
     Destroying(Arc<PoolMetadata>),
-    /// Some devices lie in LUKS devices that are closed.
+    /// Some members lie on LUKS devices that are closed.
     Locked,
-    /// No device has metadata, and every device is marked as not committed: they are left over from
-    /// an interrupted creation.
+    /// No device has metadata, and every device is marked as not committed: an interrupted creation
+    /// has left them behind.
     NeverCommitted,
     /// There is no metadata, or it cannot be read.
     Unreadable(String),
@@ -255,8 +256,8 @@ impl DeviceSetVerdict {
 }
 
 impl DeviceSet {
-    /// The devices of a pool, with the metadata that was just written. With `closed`, the
-    /// LUKS devices have been closed and do not show their contents.
+    /// The devices of a pool, with the metadata that was just written. With `closed`, the LUKS
+    /// devices have been closed, so the crypt devices are gone.
     pub fn of(pool: &Pool, closed: bool) -> DeviceSet {
         let mut set = DeviceSet::default();
         for (uuid, member) in pool.members.iter() {
@@ -280,12 +281,12 @@ impl DeviceSet {
         set
     }
 
-    /// For each identity the device that counts.
+    /// The device that counts for each identity.
     pub fn devices(&self) -> impl Iterator<Item = &FoundDevice> {
         self.devices.values()
     }
 
-    /// The LUKS device that a device lies in.
+    /// The LUKS device below a member.
     pub fn luks_device(&self, device: DevUuid) -> Option<&LuksDevice> {
         self.luks_devices.get(&device)
     }
@@ -300,7 +301,7 @@ impl DeviceSet {
         self.luks_devices.values().filter(|luks_device| !self.devices.contains_key(&luks_device.id()))
     }
 
-    /// Everything that was seen outside of LUKS devices, whether it counts or not.
+    /// Every LUKS device, and every BDA that does not lie on one, whether it counts or not.
     pub fn all(&self) -> Vec<Seen> {
         let each = |copies: &Copies| {
             let luks_devices = copies.luks_devices.iter().cloned().map(Seen::LuksDevice);
@@ -315,7 +316,7 @@ impl DeviceSet {
         self.clone().everything().into_iter().filter(|seen| is_meant(seen.device())).collect()
     }
 
-    /// Numbers of the block devices, and of the devices in open LUKS devices.
+    /// Numbers of the block devices, and of the crypt devices on open LUKS devices.
     pub fn numbers(&self) -> impl Iterator<Item = DeviceNumber> {
         let areas = self.devices.values().map(|found| found.device.number);
         areas.chain(self.luks_devices.values().map(|luks_device| luks_device.device.number))
@@ -328,7 +329,7 @@ impl DeviceSet {
 
     // ---- what is known of the devices ----
 
-    /// Adds what was seen of a device. Drops what was known of the device, or of its node.
+    /// Adds a device as seen. Drops what was known about the device, or about its node.
     pub fn add(&mut self, seen: Seen) {
         let id = seen.id();
         let device = seen.device().clone();
@@ -369,7 +370,7 @@ impl DeviceSet {
         self.seen.values().flat_map(Copies::devices).map(|known| known.path.as_path())
     }
 
-    /// Replaces what is known of the devices by what was just read of them.
+    /// Replaces what is known about the devices by what was just read from them.
     pub fn renew(&mut self, seen: Vec<Seen>) {
         self.seen.clear();
         (self.devices, self.luks_devices, self.clashes) = Default::default();
@@ -384,7 +385,7 @@ impl DeviceSet {
         others.into_iter().filter(|seen| !known.contains(&seen.device().number)).for_each(|seen| self.add(seen));
     }
 
-    /// Everything that was seen, including the contents of LUKS devices.
+    /// Every device that was seen, including the crypt devices on LUKS devices.
     fn everything(self) -> Vec<Seen> {
         let each = |copies: Copies| {
             let luks_devices = copies.luks_devices.into_iter().map(Seen::LuksDevice);
@@ -393,8 +394,8 @@ impl DeviceSet {
         self.seen.into_values().flat_map(each).collect()
     }
 
-    /// Keeps the devices that are unchanged in what has been read `now`. For a device in a
-    /// LUKS device that has been closed since, the LUKS device decides.
+    /// Keeps the devices that are also in `now`, which has just been read. A crypt device whose
+    /// LUKS device has been closed since stays if the LUKS device does.
     pub fn retain_known(&mut self, now: &DeviceSet) {
         self.luks_devices.retain(|device, _| now.luks_devices.contains_key(device));
         let luks_devices = &self.luks_devices;
@@ -442,7 +443,7 @@ impl DeviceSet {
     }
 
     /// What to ask the kernel before it is clear which devices count; `None`: nothing. `members`
-    /// are devices of the running pool, and no other device may be a part of one.
+    /// are the devices of the running pool; any other device may lie on or below one of them.
     pub fn doubt(&self, members: &[DeviceNumber]) -> Option<Doubt> {
         let mut doubt = Doubt { members: members.to_vec(), ..Doubt::default() };
         for (id, copies) in &self.seen {
@@ -466,8 +467,8 @@ impl DeviceSet {
     }
 
     /// The devices that are left aside, with the reasons: clones, and devices that the newest
-    /// metadata does not name. Excludes devices that are one device with one that counts or with
-    /// one of `members`.
+    /// metadata does not name. Excludes devices that lie below or on a device that counts or one of
+    /// `members`.
     pub fn aside(&self, members: &BTreeMap<DeviceNumber, (PathBuf, DevUuid)>) -> Vec<view::LeftAsideView> {
         let listed = self.listed();
         let mut aside = Vec::new();
@@ -500,9 +501,9 @@ impl DeviceSet {
 
     // ---- what the devices say about the pool ----
 
-    /// The device with the newest metadata, and that metadata. The greatest stamp counts. If that
-    /// metadata cannot be read, no other counts instead (`docs/spec/engine/ondisk-metadata.md`
-    /// §3.8).
+    /// The device with the newest metadata, and that metadata. The latest stamp counts. If that
+    /// metadata cannot be read, no other metadata takes its place
+    /// (`docs/spec/engine/ondisk-metadata.md` §3.8).
     fn newest(&self) -> Option<(&FoundDevice, Result<&Arc<PoolMetadata>, &String>)> {
         let dated = self.devices.values().filter_map(|found| {
             let stamp = found.bda.last_update()?;
@@ -520,7 +521,7 @@ impl DeviceSet {
         }
     }
 
-    /// What the set means for its pool.
+    /// What the set says about its pool.
     pub fn verdict(&self) -> DeviceSetVerdict {
         let newest = self.newest();
         let metadata = newest.and_then(|(_, metadata)| metadata.ok());
@@ -535,8 +536,8 @@ impl DeviceSet {
             if let Some((device, paths)) = self.clashes.iter().find(|(device, _)| counts(device)) {
                 return DeviceSetVerdict::Clash(metadata.cloned(), *device, paths.clone());
             }
-            // A closed LUKS device may be left over from an addition. Open devices that name all
-            // others decide.
+            // A closed LUKS device may be left over from an addition. It locks the pool unless the
+            // metadata on the open devices does not name it.
             if self.closed().any(|luks_device| counts(&luks_device.id())) {
                 return DeviceSetVerdict::Locked;
             }
@@ -574,7 +575,7 @@ impl DeviceSet {
 
     /// Whether metadata that counts names this device as a member.
     pub fn lists(&self, device: DevUuid) -> bool {
-        // Nothing counts if the pool never came to be or is being destroyed.
+        // The metadata does not count if the pool was never committed or is being destroyed.
         !matches!(self.verdict(), DeviceSetVerdict::NeverCommitted | DeviceSetVerdict::Destroying(_))
             && self.devices().any(|found| found.lists(device))
     }
@@ -611,14 +612,14 @@ impl DeviceSet {
     /// The pool as clients see it; `None` if it is not shown.
     pub fn view(&self, uuid: PoolUuid) -> Option<view::StoppedPoolView> {
         let verdict = self.verdict();
-        // Left-overs belong to nobody and are not shown, except when devices of theirs are up and
-        // have to be stopped.
+        // Left-over devices belong to no pool and are not shown, unless some of their device-mapper
+        // devices are up and have to be stopped.
         match verdict {
             DeviceSetVerdict::NeverCommitted => return None,
             DeviceSetVerdict::Destroying(_) if !self.partial => return None,
             _ => {}
         }
-        // While some devices are encrypted and some are not, nothing can be said about the pool.
+        // While some devices are encrypted and some are not, the view of the pool cannot be made.
         let encryption = self.encryption().ok()?;
         let features = match &verdict {
             DeviceSetVerdict::Complete(meta) => Some(meta.features_view()),
@@ -636,8 +637,8 @@ impl DeviceSet {
         })
     }
 
-    /// The block devices: LUKS devices instead of their contents, and all copies of a device that
-    /// counts.
+    /// The block devices: LUKS devices instead of the crypt devices on them, and each copy of a
+    /// device whose copies clash.
     fn shown(&self) -> Vec<(PathBuf, DevUuid)> {
         let listed = self.listed();
         let counts = |device: &&DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(*device));

@@ -112,7 +112,7 @@ fn a_change_makes_no_view_of_another_pool() {
     assert_eq!(made(1000), alone);
 }
 
-/// What would be shown if no views were kept.
+/// What clients would see if no views were kept.
 fn fresh(registry: &Registry, version: u64) -> view::StoppedPoolsView {
     let mut fresh = view::StoppedPoolsView::new(version);
     for (uuid, entry) in registry.entries.iter() {
@@ -127,7 +127,7 @@ fn fresh(registry: &Registry, version: u64) -> view::StoppedPoolsView {
     fresh
 }
 
-/// Does to the registry one thing that the engine does.
+/// Makes one change to the registry that the engine may make.
 fn act(registry: &mut Registry, found: &[FoundDevice], moments: &mut Vec<Moment>, random: &mut StdRng) {
     let one = found.choose(random).unwrap();
     let uuid = one.bda.header().pool;

@@ -28,7 +28,7 @@ use crate::{
 /// The first sector of an XFS, which says how large it is.
 const SUPERBLOCK_BYTES: usize = 512;
 
-/// A thin device that was to be brought up, with the outcome.
+/// A thin device that was to be brought up, and the outcome.
 pub(super) struct Activated {
     /// The device's number and size.
     pub device: Result<(DeviceNumber, Sectors)>,
@@ -47,7 +47,8 @@ pub(super) struct Activation {
 }
 
 impl Activation {
-    /// For the filesystem of this record, in a pool with this logical sector size.
+    /// Prepares the thin device of the filesystem with this record, in a pool with this logical
+    /// sector size.
     pub fn new(pool: PoolUuid, thin_pool: DeviceNumber, record: &FilesystemRecord, sector: Sectors) -> Activation {
         Activation {
             name: dm_names::filesystem(pool, record.uuid),
@@ -58,8 +59,8 @@ impl Activation {
         }
     }
 
-    /// Brings the device up. Tried twice: if it fails, users lack the filesystem until the pool is
-    /// next set up.
+    /// Brings the device up. Tries twice: after a failure, users lack the filesystem until the next
+    /// set-up of the pool.
     pub fn run(&self, platform: &dyn Platform) -> Activated {
         let mut undo = Rollback::new();
         let device = self.activate(platform, &mut undo).or_else(|_| self.activate(platform, &mut undo));
@@ -84,7 +85,7 @@ impl Activation {
         ensure_device(platform, &self.name, &table, Visibility::Public, undo)
     }
 
-    /// Size of the device if it is up; zero if it is not, or if another device than that of the
+    /// Size of the device if it is up; zero if it is not, or if a device other than the one in the
     /// record is up.
     fn live_size(&self, platform: &dyn Platform) -> Result<Sectors> {
         let table = platform.dm_find(&self.name)?.map(|device| device.table);

@@ -1,5 +1,5 @@
 //! Assembles a pool from its devices: brings up its layers from the bottom to the top, then its
-//! filesystems, and completes what is recorded of it.
+//! filesystems, and completes its record.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +39,7 @@ use crate::{
 pub enum CacheTier {
     /// The pool keeps using it.
     Keep,
-    /// The pool runs without it from now on. Nothing is lost: every write goes to the data devices
+    /// The pool runs without it from now on. No data is lost: every write goes to the data devices
     /// as well.
     Drop,
 }
@@ -51,16 +51,16 @@ pub(in crate::engine) struct Assembly {
     /// Logical sector size of the thin pool.
     sector: Sectors,
     records: Vec<FilesystemRecord>,
-    /// Devices of a cache that the pool gives up, with the LUKS devices they lie in; `None` if the
-    /// pool had no cache or keeps it.
+    /// Devices of a cache that the pool gives up, each with the LUKS device below it, if any;
+    /// `None` if the pool had no cache or keeps it.
     former: Option<Vec<(FoundDevice, Option<LuksDevice>)>>,
     undo: Rollback,
 }
 
 /// Brings up everything of a pool except its filesystems. All its devices must exist; devices of
 /// the cache tier may be missing if the cache is to be dropped. `unlock` says how the pool may be
-/// unlocked. `None`: the caller holds the pool, so no key can be derived now, and what is encrypted
-/// must already be open.
+/// unlocked. `None`: the caller holds the lock of the pool, so no key can be derived now, and the
+/// LUKS devices must already be open.
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
@@ -73,14 +73,14 @@ pub(in crate::engine) fn assemble(
     unlock: Option<&UnlockOptions>,
     opened: Rollback,
 ) -> Result<Assembly> {
-    // Somebody has used the pool since its destruction was decided; otherwise it would not be set
-    // up.
+    // The pool has been used since its destruction was decided; otherwise it would not be set up.
     meta.destroying = None;
     let tier = meta.backstore.cache_tier.take_if(|_| cache == CacheTier::Drop);
     let former = tier.as_ref().map(|tier| devices_of(tier, set));
     let ((pool, thin_pool, records), undo) =
         opened.guard(platform, |undo| assemble_layers(platform, uuid, set, meta, tier, unlock, undo))?;
-    // Without the sector size, the kernel tells for each filesystem size whether it accepts it.
+    // If the sector size is unknown, the kernel decides for each filesystem size whether it accepts
+    // it.
     let sector = pool.sector_size(platform).unwrap_or_else(|error| {
         log::warn!("pool {}: cannot read its sector size: {}", pool.name(), error.sentence());
         Sectors(1)
@@ -99,8 +99,8 @@ fn assemble_layers(
 ) -> Result<(Pool, DeviceNumber, Vec<FilesystemRecord>)> {
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
-    // Before anything of the pool is brought up: when the machine starts, nobody has said yet how
-    // to unlock the pool.
+    // Check this before any device of the pool is brought up: at boot, no user has said yet how to
+    // unlock the pool.
     let method = unlock.and_then(|unlock| unlock.method);
     if meta.is_encrypted() && method.is_none() && platform.dm_find(&Role::Crypt.name(uuid))?.is_none() {
         return Err(Error::NoUnlockMethod { pool: name });
@@ -125,13 +125,14 @@ fn assemble_layers(
     }
     let shape = pool.shape();
     if shape.cap() == Role::OriginSub {
-        // If a cache was begun and could not be taken back, what lies on it is moved off it.
+        // If the creation of a cache had begun and could not be taken back, the devices on it are
+        // moved off it.
         pool.stack.find(platform, Role::Cache)?;
     }
     pool.stack.move_to_cap(platform, &shape)?;
     unrecorded_cache::remove(platform, &mut pool.stack, &shape)?;
-    // The devices of a cache that is given up are named by the record until the record is
-    // rewritten. They are closed when they are wiped.
+    // The record names the devices of a cache that is given up until the record is rewritten. They
+    // are closed when they are wiped.
     discard_unrecorded(platform, set, &pool.on_record());
     pool.stack.ensure(platform, &shape.mdv(), undo)?;
     let mdv = Mdv::new(platform, uuid);
@@ -185,7 +186,7 @@ impl Assembly {
         self.complete(platform, activated)
     }
 
-    /// Takes the filesystems in and writes what has to be recorded. `None`: bringing up a
+    /// Adds the filesystems to the pool and writes what has to be recorded. `None`: bringing up a
     /// filesystem panicked.
     fn complete(self, platform: &dyn Platform, activated: Vec<Option<Activated>>) -> Result<Pool> {
         let Assembly { mut pool, records, former, mut undo, .. } = self;
@@ -218,7 +219,7 @@ impl Assembly {
         undo.forget();
         pool.members.confirm(platform);
         pool.refresh(platform, status);
-        // A change of the bindings may have been cut short.
+        // A change of the bindings may have been interrupted.
         if pool.check_changes().is_ok() {
             if let Err(error) = pool.record_bindings(platform) {
                 log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
@@ -250,7 +251,7 @@ fn correct_size(platform: &dyn Platform, pool: &Pool, mut record: FilesystemReco
     record
 }
 
-/// The devices of a tier that exist, with the LUKS devices they lie in.
+/// The devices of a tier that exist, each with the LUKS device below it, if any.
 fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(FoundDevice, Option<LuksDevice>)> {
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
     let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
@@ -258,12 +259,12 @@ fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(FoundDevice, Option<LuksDevi
 }
 
 /// Marks a device as not named by pool metadata, before the metadata without the device is written.
-/// If the device is not wiped afterwards, it must not stand in the way of the pool.
+/// If the device is not wiped afterwards, it must not keep the pool from starting.
 fn disown(platform: &dyn Platform, found: &mut FoundDevice, undo: &mut Rollback) {
     let path = found.device.path.clone();
     let at = path.clone();
     undo.push(When::Unused, format!("take the mark off {}", path.display()), move |platform| -> Result<()> {
-        // Read from disk: a write that failed may have set it.
+        // Read from disk: a write that failed may have set the mark.
         if let Some(mut bda) = Bda::load(platform, &at, Repair::ReadOnly)? {
             bda::clear_flags(platform, &mut [(&at, &mut bda)], HeaderFlags::UNCOMMITTED).remove(0)?;
         }
@@ -274,9 +275,9 @@ fn disown(platform: &dyn Platform, found: &mut FoundDevice, undo: &mut Rollback)
     }
 }
 
-/// Records that the pool is started, and what old daemons did not record. A pool that must not be
-/// changed is used as it is, with one exception: a cache that it runs without is out of date from
-/// now on and must never be used again.
+/// Records that the pool is started, and adds what old daemons did not record. A pool that must not
+/// be changed is used as it is, with one exception: if the pool runs without its cache, the cache
+/// is out of date from now on and must never be used again.
 fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bool) -> Result<()> {
     let grown: Vec<_> =
         pool.members.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
@@ -289,7 +290,7 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
     }
     let (old, mut new) = (pool.on_record(), pool.meta().clone());
     new.complete(pool.fs_limit());
-    // The growth of these devices was cut short before it could be recorded.
+    // The growth of these devices was interrupted before it could be recorded.
     for header in &grown {
         if let Err(error) = new.reserve_integrity(header) {
             // Another daemon has given the space to the thin pool meanwhile.
@@ -300,8 +301,8 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
             );
         }
     }
-    // A device with an older record would be enough to set the pool up with the cache that it has
-    // given up.
+    // A single device with an older record would be enough to set the pool up with the cache that
+    // it has given up.
     let choose = if cache_dropped { Choose::Everywhere } else { Choose::Some(platform.random()) };
     pool.commit(platform, choose, Some(&old), new)
 }

@@ -1,5 +1,5 @@
-//! Replays the journal of the metadata volume: takes back creations, and completes destructions and
-//! reverts, that were cut short.
+//! Replays the journal of the metadata volume: takes back interrupted creations, and completes
+//! interrupted destructions and reverts.
 
 use crate::{
     engine::{
@@ -17,7 +17,7 @@ use crate::{
 
 /// Takes back creations, and completes destructions and reverts, that were under way when the last
 /// daemon ended. An entry that cannot be completed now stays until the next set-up: a device that
-/// somebody still has open is no reason to keep the pool from starting.
+/// is still open must not keep the pool from starting.
 pub(super) fn replay(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -29,7 +29,7 @@ pub(super) fn replay(
         if let Journal::Revert(revert) = entry {
             log::info!("pool {}: completing the revert of filesystem {}", pool.name(), revert.origin);
             pool.filesystems.note_thin_id(revert.replaced.max(revert.thin_id));
-            // Removes its entry itself, or leaves it in place.
+            // `finish` removes the entry itself, or leaves it in place.
             revert::finish(platform, pool, records, revert, undo);
             continue;
         }
@@ -42,7 +42,7 @@ pub(super) fn replay(
             pool.filesystems.note_thin_id(pending.thin_id);
             let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
             if matches!(entry, Journal::Destroy(_)) && !is_recorded {
-                // As `finish_destroy` does, which may have done only a part of it.
+                // As `finish_destroy` does; an earlier run may have done only a part of it.
                 let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
                 snapshots.for_each(|record| record.origin = pending.new_origin);
             }
@@ -52,7 +52,7 @@ pub(super) fn replay(
 
 fn replay_entry(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
     for pending in entry.pending() {
-        // Filesystems whose destruction goes on are not among the records.
+        // Filesystems whose destruction continues are not among the records.
         let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
         match (entry, is_recorded) {
             (Journal::Destroy(_), true) => log::warn!(
@@ -79,7 +79,7 @@ fn replay_entry(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: 
 /// the records of the pool's other filesystems.
 ///
 /// # Errors
-/// When a step fails. The journal entry stays, and the next set-up goes on with it.
+/// When a step fails. The journal entry stays, and the next set-up continues the destruction.
 pub(in crate::engine) fn finish_destroy(
     platform: &dyn Platform,
     pool: &Pool,

@@ -2,10 +2,10 @@
 //!
 //! A pool that is started without its cache is written to before the record says so: its metadata
 //! volume is mounted, its thin metadata repaired, a revert carried out. From then on, the cache
-//! holds out-of-date copies of those blocks, and a start that fails or is cut short leads back to
-//! the cache. So the cache is emptied first. Nothing is lost: every write has gone to the data
-//! devices as well. If the cache cannot be emptied, it is given up on record before anything is
-//! written.
+//! holds out-of-date copies of those blocks, and after a start that fails or is interrupted the
+//! next start would use the cache again. So the cache is emptied first. No data is lost: every
+//! write has gone to the data devices as well. If the cache cannot be emptied, it is given up on
+//! record before anything is written.
 
 use crate::{
     base::units::Sectors,
@@ -21,8 +21,8 @@ use crate::{
     platform::Platform,
 };
 
-/// Makes sure that nothing out of date is ever read from a cache that a pool is set up without.
-/// Nothing of the pool is up yet.
+/// Makes sure that no out-of-date data is ever read from a cache that a pool is set up without. No
+/// device of the pool is up yet.
 ///
 /// # Errors
 /// When the cache can neither be emptied nor given up on record.
@@ -34,7 +34,7 @@ pub(super) fn leave(platform: &dyn Platform, pool: &mut Pool, set: &DeviceSet, t
 }
 
 /// Empties a cache that is not up. The kernel takes a cache for new if its metadata begins with
-/// zeros. Tried twice, since a cache that cannot be emptied has to be given up for good.
+/// zeros. Tries twice, since a cache that cannot be emptied has to be given up for good.
 ///
 /// # Errors
 /// When a device is missing or cannot be written.

@@ -40,7 +40,7 @@ fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let up = pool.stack.ensure_all(platform, layers, &mut undo).and_then(|()| {
         filesystems.into_iter().try_for_each(|record| set_up_filesystem(platform, pool, record, &mut undo))
     });
-    // What is up stays up: those are the devices of a running pool.
+    // What is up now stays up: those are the devices of a running pool.
     undo.forget();
     up?;
     Ok(Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?)

@@ -1,5 +1,5 @@
-//! Encrypted pools at set-up: opens or adopts LUKS devices, repairs their headers, and takes over
-//! what the headers say (`docs/spec/engine/encryption.md` §6.3, 6.4, 7.3).
+//! Encrypted pools at set-up: opens or adopts LUKS devices, repairs their headers, and stores in
+//! the pool what the headers say (`docs/spec/engine/encryption.md` §6.3, 6.4, 7.3).
 
 use std::{path::Path, sync::Arc};
 
@@ -30,8 +30,8 @@ use crate::{
     view::{self, Availability},
 };
 
-/// How the LUKS devices of a pool's devices can be unlocked. Repairs headers where a change of
-/// bindings was cut short. `None`: the devices lie in no LUKS devices.
+/// How the LUKS devices below the members can be unlocked. Repairs headers where a change of
+/// bindings was interrupted. `None`: no member lies on a LUKS device.
 pub(super) fn encryption_of(
     platform: &dyn Platform,
     uuid: PoolUuid,
@@ -60,8 +60,8 @@ pub(super) fn encryption_of(
     Ok(Info::of_devices(luks_devices.iter().map(|luks_device| Some(&luks_device.bindings)))?)
 }
 
-/// Takes over how the devices of a pool can be unlocked, and whether a re-encryption job has to go
-/// on.
+/// Stores in the pool how its LUKS devices can be unlocked, and whether a re-encryption job has to
+/// continue.
 pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encryption: Option<Info>) {
     let Some(info) = encryption else { return };
     if let Err(error) = info.agreed() {
@@ -77,8 +77,8 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
     }
 }
 
-/// Wipes devices in LUKS devices of their own whose addition to the pool was cut short: they would
-/// stay open beside the pool. Closes other such devices that the pool metadata does not name.
+/// Wipes LUKS devices whose addition to the pool was interrupted: they would stay open beside the
+/// pool. Closes other LUKS devices that the pool metadata does not name.
 pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
     let unrecorded = set.luks_devices().filter(|luks_device| meta.devices().all(|device| device != luks_device.id()));
     for luks_device in unrecorded {
@@ -106,7 +106,7 @@ enum Containment {
     Open(Header),
     /// The pool has been decrypted, but the record does not say so yet.
     Decrypted,
-    /// The LUKS device holds nothing: the record says that the pool is not encrypted.
+    /// The LUKS device holds no data: the record says that the pool is not encrypted.
     Stale,
 }
 
@@ -122,7 +122,7 @@ fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Co
     }
 }
 
-/// Opens the LUKS device of a version 2 pool, if it has one, or adopts the LUKS device that is open.
+/// Opens the LUKS device of a version 2 pool, if it has one, or adopts its open crypt device.
 pub(super) fn open_luks_device(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -188,9 +188,9 @@ fn open_closed(
     Ok(())
 }
 
-/// Adopts what a former daemon has opened. The volume key was lost with that daemon. If the record
-/// is ahead of the opened device, the key is needed at once. Otherwise, or if there is no time to
-/// derive a key, it is looked for later.
+/// Adopts the crypt device that a former daemon has opened. The volume key was lost with that
+/// daemon. If the recorded size is ahead of the crypt device, the key is needed at once. Otherwise,
+/// or if there is no time to derive a key, the daemon looks for it later.
 fn adopt_luks_device(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_time: bool) {
     let key_name = volume_keys::name(pool.uuid());
     let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
@@ -204,8 +204,8 @@ fn adopt_luks_device(platform: &dyn Platform, pool: &mut Pool, device: &Path, ha
     pool.note_volume_key(found);
 }
 
-/// Takes back what header changes that were cut short have left: keyslots for a volume key that was
-/// never used.
+/// Removes what interrupted header changes have left: keyslots for a volume key that was never
+/// used.
 fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: &Header) {
     let changes = luks_lifecycle::mends(header);
     if changes.is_empty() {
@@ -243,7 +243,7 @@ mod tests {
         assert!(expected(&found), "recorded: {recorded}, {state:?}: {found:?}");
     }
 
-    /// A header that does not count may be wiped only if the data behind it has never been touched.
+    /// A header that does not count may be wiped only if the data behind it has never been changed.
     #[test]
     fn the_record_decides_whether_a_pool_is_encrypted() {
         let unfinished = |mode, done| Some(DataEncryption::Unfinished { mode, done: Bytes(done) });

@@ -1,4 +1,4 @@
-//! Removes what an interrupted cache creation has left in the kernel.
+//! Removes the kernel devices that an interrupted creation of a cache has left.
 
 use crate::{
     engine::{
@@ -9,8 +9,9 @@ use crate::{
     platform::Platform,
 };
 
-/// Removes what an interrupted cache creation has left in the kernel while the record names no
-/// cache: the daemon was killed before it wrote that record. The cap must be in place.
+/// Removes the kernel devices that an interrupted creation of a cache has left while the record
+/// names no cache: the daemon was killed before it wrote that record. The cap device must be in
+/// place.
 ///
 /// # Errors
 /// When a device cannot be removed.

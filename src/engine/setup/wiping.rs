@@ -18,7 +18,7 @@ use crate::{
 pub(in crate::engine) struct DeviceToWipe<'a> {
     /// The device that holds the Stratis area.
     pub path: &'a Path,
-    /// The LUKS device that the device lies in.
+    /// The LUKS device below the device, if any.
     pub luks_device: Option<&'a LuksDevice>,
     /// Where parts of the pool's own LUKS device lie on the device.
     pub parts: Vec<Segment>,
@@ -27,7 +27,8 @@ pub(in crate::engine) struct DeviceToWipe<'a> {
 }
 
 impl DeviceToWipe<'_> {
-    /// Wipes all but the Stratis area of a device that lies in no LUKS device.
+    /// Wipes all but the Stratis area of a device: the parts of the pool's own LUKS device on it,
+    /// and the LUKS device below it.
     fn wipe_other(&self, platform: &dyn Platform) -> Result<()> {
         self.parts.iter().try_for_each(|part| luks_lifecycle::wipe(platform, self.path, part.start, part.length))?;
         self.luks_device.map_or(Ok(()), |luks_device| luks_device.wipe(platform))
@@ -35,8 +36,8 @@ impl DeviceToWipe<'_> {
 }
 
 /// Wipes devices, the Stratis areas side by side. A device that cannot be wiped does not keep the
-/// others from being wiped. Each device is tried twice, because nobody may look at it again soon.
-/// Returns those that could not be wiped.
+/// others from being wiped. Each device is tried twice, because it may be a long time before it is
+/// looked at again. Returns those that could not be wiped.
 pub(super) fn wipe_each<'a>(platform: &dyn Platform, to_wipe: Vec<DeviceToWipe<'a>>) -> Vec<(DeviceToWipe<'a>, Error)> {
     let wipe = |to_wipe: Vec<DeviceToWipe<'a>>| -> Vec<(DeviceToWipe<'a>, Error)> {
         let mut wiped: Vec<Result<()>> = to_wipe.iter().map(|device| device.wipe_other(platform)).collect();
