@@ -1,5 +1,5 @@
-//! Which filesystems are in the making, or have links that requests wait for. An event that finds no
-//! link says nothing about them.
+//! Filesystems that are being made, or whose links requests wait for. An event that finds no link
+//! says nothing about these.
 
 use std::{collections::BTreeMap, os::fd::BorrowedFd, path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use crate::{base::ids::FsUuid, platform::PendingLinks};
 
-/// Filesystems that are in the making or whose links requests wait for, with the number of those
+/// Filesystems that are being made or whose links requests wait for, with the number of those
 /// requests. A leaf of the lock order.
 #[derive(Default)]
 pub struct AwaitedLinks(Mutex<BTreeMap<FsUuid, usize>>);
@@ -26,7 +26,7 @@ pub struct AwaitedMark {
 }
 
 impl AwaitedMark {
-    /// Marks filesystems that are in the making, or whose links udev is about to be asked for.
+    /// Marks filesystems that are being made, or whose links udev is about to be asked for.
     pub fn note(all: &Arc<AwaitedLinks>, filesystems: impl IntoIterator<Item = FsUuid>) -> AwaitedMark {
         let filesystems: Vec<FsUuid> = filesystems.into_iter().collect();
         let mut awaited = all.0.lock();
@@ -35,7 +35,7 @@ impl AwaitedMark {
         AwaitedMark { all: Arc::clone(all), filesystems }
     }
 
-    /// Keeps the mark for as long as somebody waits for these links.
+    /// Keeps the mark for as long as a request waits for these links.
     pub fn hold(self, links: Box<dyn PendingLinks>) -> Box<dyn PendingLinks> {
         Box::new(MarkedLinks { links, _awaited: self })
     }
@@ -56,7 +56,7 @@ impl Drop for AwaitedMark {
     }
 }
 
-/// Links that somebody waits for.
+/// Links that a request waits for.
 struct MarkedLinks {
     links: Box<dyn PendingLinks>,
     _awaited: AwaitedMark,

@@ -3,7 +3,7 @@
 //! This module joins the codecs of [`metadata`](crate::engine::metadata) with the disks of a
 //! machine. Every change of a device is one `write` call. A power cut may end its steps anywhere:
 //! their order allows for that. Several devices are written in parallel. This module must never
-//! know what the JSON says.
+//! depend on what the JSON says.
 
 use std::path::{Path, PathBuf};
 
@@ -110,8 +110,9 @@ pub struct Bda {
     damaged: Option<Half>,
     /// `None` after a failed write: the MDA must be read before anything on disk is overwritten.
     mda: Option<Mda>,
-    /// What was read may only be in the disk's cache: written by a call that failed, or by a daemon
-    /// that was killed. It must be durable before the only other generation is overwritten.
+    /// The data that was read may only be in the disk's cache: written by a call that failed, or by
+    /// a daemon that was killed. It must be durable before the only other generation is
+    /// overwritten.
     unflushed: bool,
     /// The latest stamp given to metadata of the device, including metadata that could not be
     /// written.
@@ -242,7 +243,7 @@ impl Bda {
     ///
     /// # Errors
     /// If writing fails. The marks on the device are then either unchanged or set. Another call,
-    /// also for the opposite, settles it.
+    /// also for the opposite change, makes them definite.
     pub fn set_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
         self.rewrite(disks, path, StaticHeader { flags: self.header.flags.with(marks), ..self.header })
     }
@@ -252,7 +253,7 @@ impl Bda {
     ///
     /// # Errors
     /// If the metadata does not fit the size, or writing fails; either size may then be recorded.
-    /// Another call, also for the former size, settles it.
+    /// Another call, also for the former size, makes it definite.
     pub fn resize<D: Disks + ?Sized>(
         &mut self,
         disks: &D,
@@ -305,7 +306,7 @@ impl Bda {
         self.header_unsure = false;
     }
 
-    /// Refuses to write to a different device: after a device was pulled out, another may have its
+    /// Refuses to write to a different device: after a device was unplugged, another may have its
     /// node and even its number.
     fn check_identity<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<()> {
         let is_same = |found: &StaticHeader| (found.pool, found.device) == (self.header.pool, self.header.device);
@@ -330,7 +331,7 @@ struct Save {
 /// changes are durable on return. The results are in the order of the devices.
 ///
 /// After an error the marks on that device are either unchanged or cleared. Another call, also for
-/// the opposite, settles it.
+/// the opposite change, makes them definite.
 pub fn clear_flags<D: Disks + ?Sized>(
     disks: &D,
     devices: &mut [(&Path, &mut Bda)],
@@ -381,8 +382,7 @@ pub struct Saved {
 /// after the latest stamp given to any of the devices, whichever is later.
 ///
 /// # Errors
-/// If no device could be written. Devices on which writing failed may hold the metadata all the
-/// same.
+/// If no device could be written. Devices on which writing failed may still hold the metadata.
 pub fn save_to_pool<D: Disks + ?Sized>(
     disks: &D,
     devices: &mut [(&Path, &mut Bda)],

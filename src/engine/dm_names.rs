@@ -78,7 +78,7 @@ pub fn filesystem(pool: PoolUuid, filesystem: FsUuid) -> String {
     format!("{FORMAT}-{}-thin-fs-{}", pool.simple(), filesystem.simple())
 }
 
-/// The pool that a device-mapper device belongs to, if its name has our format.
+/// The pool that a device-mapper device belongs to, if its name has Stratis' format.
 pub fn pool_of(name: &str) -> Option<PoolUuid> {
     let rest = name.strip_prefix(FORMAT)?.strip_prefix('-')?;
     let (rest, private) = match rest.strip_prefix("private-") {
@@ -94,7 +94,7 @@ pub fn pool_of(name: &str) -> Option<PoolUuid> {
     if known { uuid.parse().ok() } else { None }
 }
 
-/// The pool and filesystem of a thin device, if the name is that of one.
+/// The pool and filesystem of a thin device, if the name is that of a filesystem's thin device.
 pub fn filesystem_of(name: &str) -> Option<(PoolUuid, FsUuid)> {
     let (pool, filesystem) = name.strip_prefix(FORMAT)?.strip_prefix('-')?.split_once("-thin-fs-")?;
     Some((pool.parse().ok()?, filesystem.parse().ok()?))

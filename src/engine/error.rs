@@ -335,7 +335,8 @@ impl Error {
         }
     }
 
-    /// As [`Error::leaves`], without the restriction of an unsure record, which may become sure again.
+    /// As [`Error::leaves`], without the restriction of an unsure record, which may become sure
+    /// again.
     pub fn leaves_in_kernel(&self) -> Availability {
         match self {
             Error::Rollback { cause, leaves, .. } => (*leaves).max(cause.leaves_in_kernel()),
@@ -361,7 +362,7 @@ impl Error {
         }
     }
 
-    /// Whether somebody's use of a device was the cause.
+    /// Whether the cause was a device in use.
     pub fn is_busy(&self) -> bool {
         match self {
             Error::Platform(error) => error.is_busy(),
@@ -373,7 +374,7 @@ impl Error {
     }
 }
 
-/// The word for a work in messages.
+/// The word for a job in messages.
 fn work_word(work: ReencryptionMode) -> &'static str {
     match work {
         ReencryptionMode::Encrypt => "encrypted",
@@ -390,7 +391,7 @@ fn tier_word(tier: DeviceTier) -> &'static str {
     }
 }
 
-/// Paths for messages: the first ones, and how many more there are.
+/// Paths for messages: the first ones, and the number of the others.
 pub(super) fn list(paths: &[PathBuf]) -> String {
     some(paths.iter().map(|path| shortened(&path.to_string_lossy()).into_owned()))
 }
@@ -399,7 +400,8 @@ fn names(names: &[Name]) -> String {
     some(names.iter().map(ToString::to_string))
 }
 
-/// The first ones, and how many more there are: a sentence stays one when thousands are named.
+/// The first words, and the number of the others, so that a sentence stays readable when it names
+/// thousands of things.
 fn some(words: impl ExactSizeIterator<Item = String>) -> String {
     const SHOWN: usize = 5;
     let more = words.len().saturating_sub(SHOWN);

@@ -49,7 +49,7 @@ impl<'a> Mdv<'a> {
         act().or_else(|error| {
             let is_shut_down = match error.errno() {
                 Some(nix::libc::EIO) => true,
-                // An earlier attempt got no further than the unmount. Mounting a mounted volume
+                // An earlier attempt got only as far as the unmount. Mounting a mounted volume
                 // changes nothing.
                 Some(nix::libc::ENOENT) => false,
                 _ => return Err(error),
@@ -85,7 +85,7 @@ impl<'a> Mdv<'a> {
     }
 
     /// Reads all records. Skips filesystems that the journal says are gone, unless their records
-    /// were changed since: their names may be in use again. Temporary files left over are removed,
+    /// were changed since: their names may be in use again. Left-over temporary files are removed,
     /// not read.
     ///
     /// # Errors
@@ -159,11 +159,11 @@ impl<'a> Mdv<'a> {
         Ok(self.revived(write)?)
     }
 
-    /// Removes a journal entry durably. Tries twice, because the work that the entry stands for has
+    /// Removes a journal entry durably. Tries twice, because the work that the entry describes has
     /// been done.
     ///
     /// # Errors
-    /// When the volume cannot be written. The next set-up then works the entry off.
+    /// When the volume cannot be written. The next set-up then processes the entry.
     pub fn end(&self, entry: &Journal) -> platform::Result<()> {
         let Some(file) = entry.file() else { return Ok(()) };
         let path = format!("{}/{file}", self.journal_directory());

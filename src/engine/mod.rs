@@ -107,7 +107,8 @@ impl Engine {
         self.claims.is_taken(wait, since)
     }
 
-    /// Sets the watcher that learns at once of every change that may end the wait of a parked request.
+    /// Sets the watcher, which is informed at once of every change that may end the wait of a
+    /// parked request.
     pub fn watch_claims(&self, watcher: claims::Watcher) {
         self.claims.watch(watcher);
     }
@@ -128,8 +129,8 @@ impl Engine {
         self.ending.store(true, Ordering::SeqCst);
     }
 
-    /// Makes requests that have begun undo what they have done before their next slow step: there are
-    /// too many of them for a stop to wait for.
+    /// Makes requests undo what they have done before their next slow step. They are too many for a
+    /// stop to wait for them.
     pub fn hurry(&self) {
         self.hurried.store(true, Ordering::SeqCst);
     }

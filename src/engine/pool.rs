@@ -1,12 +1,12 @@
-//! A running pool: what is recorded of it, its devices, stack and filesystems, what restricts it,
-//! and the view that clients get.
+//! A running pool: its record, devices, stack and filesystems, what restricts it, and the view that
+//! clients get.
 //!
 //! Both metadata versions share this type. They differ only in the metadata's codec and in the list
 //! of layers. The pool metadata is itself the state, so no second description of the layout can
 //! disagree with it.
 //!
-//! Each part of a pool is a type that keeps its own invariants. What needs several parts is a method
-//! of [`Pool`], here or in a file of its own:
+//! Each part of a pool is a type that keeps its own invariants. An operation on several parts is a
+//! method of [`Pool`], here or in a file of its own:
 //!
 //! | Part | What it is | What needs other parts as well |
 //! |---|---|---|
@@ -18,7 +18,7 @@
 //! | `restrictions` | what restricts the pool | `availability` |
 //! | `projection` | the pool as clients see it | `show` |
 //!
-//! The parts know nothing of [`Pool`].
+//! The parts do not depend on [`Pool`].
 
 mod availability;
 mod commit;
@@ -174,7 +174,7 @@ impl Pool {
         Some((uuid, tier))
     }
 
-    /// The metadata with the admitted devices in it. `change` gets their records.
+    /// The metadata with the admitted devices in it. `change` gets their records to be added.
     ///
     /// # Errors
     /// Those of `change`.
@@ -296,8 +296,8 @@ impl Pool {
             .ok_or_else(|| Error::ThinStatus { pool: self.name.clone(), status: text.chars().take(80).collect() })
     }
 
-    /// Reads how full some of the filesystems are and updates the view. Skips filesystems that are
-    /// gone.
+    /// Reads how full some of the filesystems are and updates the view. Skips filesystems that no
+    /// longer exist.
     pub(super) fn refresh_filesystems(&mut self, platform: &dyn Platform, which: impl IntoIterator<Item = FsUuid>) {
         for filesystem in which.into_iter().filter_map(|id| self.filesystems.get(id)) {
             self.projection.show_filesystem(filesystem.view(self.thin_usage(platform, filesystem)));
@@ -313,7 +313,7 @@ impl Pool {
         self.refresh_thin_pool(platform, known)
     }
 
-    /// As [`Pool::refresh`], but for the thin pool only: one query however many filesystems there
+    /// As [`Pool::refresh`], but for the thin pool only: one query, however many filesystems there
     /// are.
     pub(super) fn refresh_thin_pool(
         &mut self,

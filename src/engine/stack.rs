@@ -52,8 +52,8 @@ pub enum Make {
     Linear(Vec<Piece>),
     /// A cache of this length: [`Role::CacheMeta`] and [`Role::CacheSub`] over [`Role::OriginSub`].
     Cache(Sectors),
-    /// The crypt device on the LUKS device that [`Role::Cache`] is, with this length. The stack
-    /// cannot open the LUKS device without a key.
+    /// The pool's crypt device, opened from the LUKS device on [`Role::Cache`], with this length.
+    /// The stack cannot open it without a key.
     Opened(Sectors),
     /// A thin pool over [`Role::ThinMeta`] and [`Role::ThinData`].
     ThinPool {

@@ -87,9 +87,8 @@ fn expect_identity(platform: &dyn Platform, node: &Path, expected: uuid::Uuid, p
 }
 
 /// Gives the XFS on a device the UUID of a filesystem. The UUID cannot be changed while the log has
-/// to be replayed. That is so if the origin was mounted (`is_dirty`), or was mounted when the
-/// machine or the pool went down. In this case the XFS is mounted for a moment, which replays the
-/// log.
+/// to be replayed. That is the case if the origin was mounted (`is_dirty`), or was mounted when the
+/// machine or the pool went down. The XFS is then mounted for a moment, which replays the log.
 ///
 /// # Errors
 /// When the XFS has another UUID afterwards, or its UUID cannot be read.
@@ -116,7 +115,7 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
 
 /// The number of data blocks of the thin pool that [`identify`] may take for a device with shared
 /// blocks: `xfs_db` clears the log and writes the header of each allocation group. Zero if the XFS
-/// already has the UUID. What a replay of the log will write cannot be predicted.
+/// already has the UUID. The blocks that a replay of the log will write cannot be predicted.
 ///
 /// # Errors
 /// When the device cannot be read.
@@ -139,7 +138,7 @@ fn replayed_at(id: FsUuid) -> String {
 /// may have left it mounted.
 ///
 /// # Errors
-/// When it is busy.
+/// When the XFS is busy.
 pub(super) fn leave(platform: &dyn Platform, id: FsUuid) -> platform::Result<()> {
     platform.unmount(&replayed_at(id))
 }
@@ -154,7 +153,7 @@ pub(super) fn extend(platform: &dyn Platform, mount: &Mount, before: Bytes, grow
     match platform.usage(mount) {
         Ok(now) if now.total > before || growth < GROWTH_MIN => Ok(()),
         Ok(_) => Err(Error::NotExtended { mount_point: mount.shown() }),
-        // It was unmounted meanwhile. The next check that finds it mounted compares the sizes
+        // The XFS was unmounted meanwhile. The next check that finds it mounted compares the sizes
         // again.
         Err(platform::Error::OtherMount { .. }) => Ok(()),
         Err(error) => Err(error.into()),

@@ -1,7 +1,8 @@
 //! The records of filesystems, one JSON file each in the metadata volume
 //! (`docs/spec/engine/ondisk-metadata.md` §7).
 //!
-//! This module knows texts and file names. It must never know how files are read and written.
+//! This module handles texts and file names. It must never depend on how files are read and
+//! written.
 
 use std::collections::BTreeSet;
 
@@ -78,8 +79,7 @@ pub fn file_name(filesystem: FsUuid) -> String {
     format!("{}.json", filesystem.simple())
 }
 
-/// Whether a file was left by a write that did not finish. Such a file is to be removed, never to
-/// be read.
+/// Whether a file was left by a write that did not finish. Such a file must be removed, never read.
 pub fn is_leftover(file_name: &str) -> bool {
     file_name.ends_with(".temp")
 }
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(FilesystemRecord::parse(text.as_bytes()).unwrap(), full);
     }
 
-    /// The keys of a newer daemon were lost when this daemon renamed a filesystem.
+    /// When this daemon renamed a filesystem, the keys of a newer daemon were lost.
     #[test]
     fn keeps_unknown_keys_of_a_changed_record() {
         let newer = RECORD.replace(r#""merge":false"#, r#""merge":false,"quota":{"soft":[1,null]},"tag":"x""#);

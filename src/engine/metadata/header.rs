@@ -3,8 +3,8 @@
 //!
 //! The sixteen sectors hold two copies of one 512-byte signature block, each alone in a half of 4
 //! KiB. A copy is always written as its whole half, and the halves are never in flight together. So
-//! whatever a power cut does to one copy, the other is intact. This module knows bytes. It must
-//! never know where they come from.
+//! a power cut can damage only one copy at a time; the other stays intact. This module handles
+//! bytes. It must never depend on where they come from.
 
 use crate::{
     base::{
@@ -26,8 +26,8 @@ pub const BLOCK_BYTES: usize = 512;
 pub const MDA_SIZE: Sectors = Sectors(2032);
 /// Default size of the reserved space after the metadata area.
 pub const RESERVED_SIZE: Sectors = Sectors(6144);
-/// Latest time of initialization, in seconds since 1970. It is the last that a calendar with
-/// four-digit years can name in every time zone.
+/// Latest time of initialization, in seconds since 1970: the last that a calendar with four-digit
+/// years can represent in every time zone.
 pub const INITIALIZED_MAX: u64 = 253_402_207_200;
 
 const MAGIC: [u8; 16] = *b"!Stra0tis\x86\xff\x02^Arh";
@@ -53,7 +53,7 @@ impl HeaderFlags {
     /// No mark.
     pub const NONE: HeaderFlags = HeaderFlags(0);
     /// The creation or addition that initialized the device has not been committed, so nothing on
-    /// it counts.
+    /// the device counts.
     pub const UNCOMMITTED: HeaderFlags = HeaderFlags(1);
     /// The device has grown, and the pool metadata may not have reserved the space that integrity
     /// data needs for the new size.
@@ -247,9 +247,9 @@ pub fn plan_initialize(header: &StaticHeader) -> Vec<PlannedWrite> {
 /// moment. The same holds for other daemons.
 ///
 /// Two good copies that differ must differ in their initialization time, too: otherwise no reader
-/// knows which counts. So the first copy is written with a time one second later, which stays until
-/// the second copy has been written. Only a power cut between the two leaves the later time on
-/// disk.
+/// knows which one counts. So the first copy is written with a time one second later, which stays
+/// until the second copy has been written. Only a power cut between the two leaves the later time
+/// on disk.
 pub fn plan_rewrite(new: &StaticHeader) -> Vec<PlannedWrite> {
     let later = StaticHeader { initialized: new.initialized.saturating_add(1).min(INITIALIZED_MAX), ..*new };
     [write_half(Half::First, &later), write_half(Half::Second, new), write_half(Half::First, new)].concat()
@@ -339,10 +339,10 @@ pub enum Resolved {
 ///
 /// Copies that differ only in their flags are the same header to other daemons, and one of these
 /// may have rewritten a copy without flags. So that is no error here. The copy with fewer flags
-/// counts, because a mark must never cause an undo of what another daemon keeps using.
+/// counts: a mark must never cause data to be undone that another daemon keeps using.
 ///
 /// # Errors
-/// Two good copies that contradict each other, or no good copy but a trace of one.
+/// Two good copies that contradict each other, or no good copy although there are traces of one.
 pub fn resolve(first: CopyContents, second: CopyContents) -> Result<Resolved, Unresolved> {
     use CopyContents::{Invalid, Nothing, Unreadable, Valid};
     let keep = |header, rewrite| Ok(Resolved::Header { header, rewrite });

@@ -42,7 +42,7 @@ fn a_half_holds_the_block_between_zeros() {
     assert_eq!(Half::BOTH.map(Half::half_offset), [0, 4096]);
 }
 
-/// Even with our flag, which blkid must accept.
+/// With this daemon's own flag, which blkid must accept, too.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test asks the program that clients' udev rules ask")]
 fn blkid_finds_it() {
@@ -117,7 +117,7 @@ fn resolves_by_the_table() {
     let header = |header, rewrite| Ok(Resolved::Header { header, rewrite });
     let (first, second) = (Some(Half::First), Some(Half::Second));
     type Row = (CopyContents, CopyContents, Result<Resolved, Unresolved>, Result<Resolved, Unresolved>);
-    // The two results are those for the copies in this order and in the other.
+    // The two results are those for the copies in this order and in the reverse one.
     let rows: [Row; 12] = [
         (good(), good(), header(example(), None), header(example(), None)),
         (good(), CopyContents::Valid(later), header(later, first), header(later, second)),
@@ -138,7 +138,8 @@ fn resolves_by_the_table() {
     }
 }
 
-/// Another daemon that rewrites one copy writes no flags. The device must stay usable for us.
+/// Another daemon that rewrites one copy writes no flags. The device must stay usable for this
+/// daemon.
 #[test]
 fn fewer_flags_win() {
     let marked = StaticHeader { flags: HeaderFlags::UNCOMMITTED, ..example() };

@@ -2,23 +2,24 @@
 //! one JSON file for each entry.
 //!
 //! Only this daemon uses the journal. It is a directory next to that of the records, which other
-//! daemons ignore. It closes the gap between two stores that cannot be written in one go: the
+//! daemons ignore. It closes the gap between two stores that cannot be written atomically: the
 //! records, and the thin devices in the thin metadata.
 //!
 //! - [`Journal::Create`] is written before thin devices are made and removed after their records
 //!   are saved. After a crash, thin devices of the entry without a record are deleted: the creation
 //!   has not happened.
 //! - [`Journal::Destroy`] is written after the device-mapper devices were removed and before the
-//!   first record is removed. From then on the destruction happens. After a crash it is carried out
-//!   again from the beginning; each step can be repeated.
+//!   first record is removed. From then on the destruction is decided. After a crash it is carried
+//!   out again from the beginning; each step can be repeated.
 //! - [`Journal::Revert`] is written when the thin device that replaces another is up, and before
-//!   the first record is changed. From then on the revert happens, in the same way.
+//!   the first record is changed. From then on the revert is decided, in the same way.
 //!
-//! Another daemon may have run in between. It does not know the entries, and sets up what is
-//! recorded. So a filesystem whose record differs from the one at the time of the decision is kept.
-//! So is a snapshot whose scheduled revert was cancelled.
+//! Another daemon may have run in between. It ignores the entries, and sets up what is recorded. So
+//! a filesystem whose record differs from the one at the time of the decision is kept. So is a
+//! snapshot whose scheduled revert was cancelled.
 //!
-//! This module knows texts and file names. It must never know how files are read and written.
+//! This module handles texts and file names. It must never depend on how files are read and
+//! written.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,8 +48,8 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Whether `record` is the record of this filesystem and nobody has changed it since. The
-    /// origin does not count, because it is passed on when another filesystem is destroyed.
+    /// Whether `record` is the record of this filesystem and has not been changed since. The origin
+    /// does not count, because it is passed on when another filesystem is destroyed.
     fn is_recorded_as(&self, record: &FilesystemRecord) -> bool {
         let is_as = |was: &FilesystemRecord| FilesystemRecord { origin: was.origin, ..record.clone() } == *was;
         self.uuid == record.uuid && self.was.as_ref().is_none_or(is_as)
@@ -140,7 +141,7 @@ mod tests {
         ]
     }
 
-    /// This daemon works off the entries of older versions of it.
+    /// This daemon processes the entries of its older versions.
     #[test]
     fn is_written_as_it_always_was() {
         let list =
@@ -191,7 +192,7 @@ mod tests {
         }
     }
 
-    /// Another daemon that ran in between had set the filesystem up, and somebody had used it.
+    /// Another daemon that ran in between had set the filesystem up, and it had been used.
     #[test]
     fn what_has_been_changed_since_is_not_destroyed() {
         let was = record(HOME);

@@ -4,13 +4,13 @@
 //! A region is a header of 32 bytes, followed by the JSON. Regions 0 and 2 are pair 0, regions 1
 //! and 3 are pair 1. A write goes to the pair with the older generation, so the newer one stays
 //! intact until the write is durable. Within the first region of a pair the JSON is made durable
-//! *before* the header that declares it. A header fits in one sector, so it appears all at once,
-//! and by then its JSON is there. (The existing daemon writes the header first. If it is
-//! interrupted between the two, it leaves a header without its JSON, and there is no fall-back to
-//! the older generation. The final contents of the disk are the same.)
+//! *before* the header that declares it. A header fits in one sector, so it is written as a whole,
+//! and by then its JSON is durable. (The existing daemon writes the header first. If it is
+//! interrupted between the two, it leaves a header without its JSON, and the older generation does
+//! not serve as a fall-back. The final contents of the disk are the same.)
 //!
-//! This module knows bytes and a layout. It must never know what the JSON says or where the bytes
-//! come from.
+//! This module handles bytes and a layout. It must never depend on what the JSON says or where the
+//! bytes come from.
 
 use std::error::Error as StdError;
 
@@ -23,7 +23,7 @@ use crate::{
 /// Size of a region's header in bytes.
 pub const REGION_HEADER_BYTES: usize = 32;
 /// Length of the longest JSON that is read or written, however large the area is. It bounds the
-/// memory that a forged header can ask for. The default area holds 260 064 bytes.
+/// memory that a forged header can make the daemon allocate. The default area holds 260 064 bytes.
 pub const JSON_BYTES_MAX: u64 = 64 << 20;
 /// Regions in an area.
 const REGIONS: u64 = 4;
@@ -209,8 +209,8 @@ impl Mda {
         headers.chain([PlannedWrite::Flush]).collect()
     }
 
-    /// Reads the headers of both pairs. `read` gets an offset and a number of bytes. The copy of a
-    /// header is read only if the first is unusable.
+    /// Reads the headers of both pairs. `read` gets an offset and a number of bytes. The second
+    /// copy of a header is read only if the first is unusable.
     ///
     /// # Errors
     /// [`MdaError::Pair`] if both headers of a pair are unusable.
@@ -256,7 +256,7 @@ impl Mda {
         self.newest().map(|generation| generation.time)
     }
 
-    /// Reads the newest JSON, from its copy if the first is unusable. `None`: there is none.
+    /// Reads the newest JSON, from its second copy if the first is unusable. `None`: there is none.
     ///
     /// # Errors
     /// [`MdaError::Contents`] if both copies are unusable. The older generation never serves as a

@@ -98,7 +98,7 @@ fn a_save_writes_the_example_to_both_regions() {
     }
     assert_eq!(area.bytes[8224..8231], *br#"{"a":1}"#);
     assert_eq!(area.bytes[528_416..528_423], *br#"{"a":1}"#);
-    // Everything else is unchanged.
+    // All other bytes are unchanged.
     let changed = area.bytes.iter().filter(|byte| **byte != 0xa5).count();
     assert_eq!(changed, 4 * 32 + 2 * 7);
 }

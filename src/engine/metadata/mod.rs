@@ -2,7 +2,7 @@
 //! and the journal of filesystems.
 //!
 //! These are codecs between bytes and values, specified by `docs/spec/engine/ondisk-metadata.md`.
-//! They know bytes and errors. They must never know files, threads, locks or device names.
+//! They handle bytes and errors. They must never depend on files, threads, locks or device names.
 //! [`bda`](crate::engine::bda) reads and writes the bytes.
 
 pub mod filesystem;
@@ -111,7 +111,7 @@ impl Default for IntegritySpec {
 }
 
 /// Keys of a JSON object that this daemon does not know, with their values. A newer daemon wrote
-/// them, and finds them again whatever this one changes.
+/// them, and must find them unchanged after this daemon has written the object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rest(serde_json::Map<String, serde_json::Value>);
@@ -132,7 +132,7 @@ pub enum PlannedWrite {
     Flush,
 }
 
-/// Length of the longest stored text of a user or about hardware, in bytes.
+/// Length of the longest stored text, by a user or about hardware, in bytes.
 const STORED_BYTES_MAX: usize = 255;
 
 /// The beginning of `text` that is stored: whole characters, at most [`STORED_BYTES_MAX`] bytes.

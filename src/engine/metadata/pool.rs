@@ -1,11 +1,11 @@
-//! The pool metadata: the JSON that says what a pool is made of
+//! The pool metadata: the JSON that describes what a pool consists of
 //! (`docs/spec/engine/ondisk-metadata.md` §6).
 //!
 //! One set of structs serves both metadata versions. The version is a value that decides which keys
 //! exist. Keys are written in the order of the specification's tables, which is the order of the
 //! fields here. Unknown keys of a newer daemon are kept at every level ([`Rest`]) and written after
-//! the others. This module knows the text and the rules for its numbers ([`check`](mod@check)). It
-//! must never know where the text is stored.
+//! the others. This module handles the text and the rules for its numbers ([`check`](mod@check)).
+//! It must never depend on where the text is stored.
 
 mod check;
 mod form;
@@ -116,7 +116,7 @@ pub struct PoolMetadata {
         skip_serializing_if = "Option::is_none"
     )]
     pub destroying: Option<Timestamp>,
-    /// The spare thin metadata holds the thin metadata from before a repair, and nothing has found
+    /// The spare thin metadata holds the thin metadata from before a repair, and no check has found
     /// the repaired metadata sound since. Only this daemon writes the key, and only when it is
     /// `true`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -294,8 +294,8 @@ impl PoolMetadata {
     }
 
     /// Whether the destruction of the pool is to be completed, for metadata that was written at
-    /// `stamp`. It is not if somebody has written the metadata since, as a daemon does that starts
-    /// the pool.
+    /// `stamp`. It is not if a daemon has written the metadata since, as it does when it starts the
+    /// pool.
     pub fn is_condemned(&self, stamp: Timestamp) -> bool {
         self.destroying == Some(stamp) && self.started == Some(false)
     }
@@ -349,8 +349,8 @@ fn write_cut_if<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S:
     text.as_deref().map(cut).serialize(to)
 }
 
-/// Parses a time stamp of seconds and nanoseconds. Anything else counts as no stamp, so that it
-/// destroys nothing.
+/// Parses a time stamp of seconds and nanoseconds. Any other value counts as no stamp, so that it
+/// never causes a destruction.
 fn stamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
     let value = serde_json::Value::deserialize(from)?;
     let parts: Option<(u64, u32)> = serde_json::from_value(value).ok();

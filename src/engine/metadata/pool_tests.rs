@@ -45,7 +45,7 @@ fn seg(start: u64, length: u64) -> Segment {
     Segment::new(Sectors(start), Sectors(length))
 }
 
-/// Built from values, so that the text is not merely a copy of what was read.
+/// The pool is built from values, so that the text is not merely a copy of what was read.
 fn v2_from_values() -> PoolMetadata {
     let parent: DevUuid = DEVICE.parse().unwrap();
     PoolMetadata {
@@ -391,7 +391,7 @@ fn members_are_those_listed() {
     assert_eq!(check_members(&twice, &found), Err(Broken::Duplicate(data)));
 }
 
-// ---- anything ----
+// ---- arbitrary metadata ----
 
 fn sectors() -> impl Strategy<Value = Sectors> {
     any::<u64>().prop_map(Sectors)
@@ -552,7 +552,7 @@ proptest! {
     fn checks_never_panic(mut pool in any_metadata(), v2: bool, size: u64) {
         let version = if v2 { MetadataVersion::V2 } else { MetadataVersion::V1 };
         pool.keep_keys_of(version);
-        // Make the simple rules hold, so that the test reaches the sums behind them.
+        // Satisfy the simple rules, so that the test reaches the checks of sums.
         pool.thinpool_dev.data_block_size = DATA_BLOCK;
         pool.backstore.data_tier.blockdev.allocs.truncate(1);
         let id = PoolUuid::from_random([1; 16]);

@@ -1,7 +1,7 @@
-//! Decides whether a known pool may run, and sets it up: for discovery, which does so for every pool
-//! that nothing forbids, and for a request that starts one.
+//! Decides whether a known pool may run, and sets it up. Discovery does this for every pool that
+//! may run, and a request does it for the pool that it starts.
 //!
-//! The pool is listed as stopped until the moment in which it is listed as running.
+//! A pool is listed as stopped until the moment in which it is listed as running.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// Sets a pool up if all its devices exist and nothing forbids it.
+/// Sets a pool up if all its devices exist and it is not to stay stopped.
 pub(super) fn consider(uuid: PoolUuid) -> Step<()> {
     Step::brief(move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
@@ -40,18 +40,18 @@ pub(super) fn consider(uuid: PoolUuid) -> Step<()> {
             Err(taken) => return Step::parked(taken, consider(uuid)),
         };
         Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-            // The registry also knows devices that say that they belong to a running pool. They are
-            // kept beside the pool.
+            // The registry also knows devices that claim to belong to a running pool. They are kept
+            // beside the pool.
             let set = if matches!(granted, Granted::Read(_)) { None } else { engine.registry().get(uuid) };
             let Some(set) = set else { return Step::Done(()) };
-            // A device to be set up or taken down may not answer.
+            // A device of the pool may hang during set-up or take-down.
             Step::background(move |engine| judge(engine, uuid, set, claim))
         })
     })
 }
 
-/// Considers again the pools that were refused because of a name that no running pool has any more.
-/// Nobody waits for that.
+/// Considers again the pools that were refused because a running pool had this name, which it no
+/// longer has. The caller does not wait for that.
 pub(super) fn consider_named(engine: &Engine, name: &Name) {
     let awaiting = engine.registry().awaiting(name);
     for pool in awaiting {
@@ -62,7 +62,7 @@ pub(super) fn consider_named(engine: &Engine, name: &Name) {
 fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Step<()> {
     let mut trouble = None;
     let reason = match set.verdict() {
-        // A daemon that was killed may have left some of the pool up.
+        // A daemon that was killed may have left some of the pool's devices up.
         DeviceSetVerdict::Complete(metadata) if metadata.started == Some(false) => {
             trouble = clear_away(engine, uuid, &set).err();
             engine.registry().note_recorded_stop(uuid);
@@ -86,7 +86,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Step<
             drop(leftovers::end(engine, uuid, &set));
             return Step::Done(());
         }
-        // Whatever of the pool is still up keeps the disks from being used.
+        // Devices of the pool that are still up keep the disks from being used.
         DeviceSetVerdict::NeverCommitted => {
             trouble = clear_away(engine, uuid, &set).err();
             if trouble.is_none() {
@@ -94,7 +94,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Step<
             }
             "its creation was never completed; the devices may be used anew".to_owned()
         }
-        // A start or stop that was cut short has left some of the pool's devices open.
+        // A start or stop that was interrupted has left some of the pool's LUKS devices open.
         locked @ DeviceSetVerdict::Locked => {
             if !take_down::partly_up(engine.platform(), uuid) {
                 trouble = clear_away(engine, uuid, &set).err();
@@ -160,7 +160,7 @@ pub struct Started {
 /// the claim on the pool.
 ///
 /// # Errors
-/// The pool then does not run. Whether some of it is up has been noted.
+/// When the pool cannot be set up. Whether some of its devices are up has been noted.
 pub(super) fn bring_up(
     uuid: PoolUuid,
     set: DeviceSet,
@@ -181,8 +181,7 @@ pub(super) fn bring_up(
         };
         Step::locked(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
-            // A device of the pool may not answer, for hours or for ever, and must not keep others
-            // from a worker.
+            // A device of the pool may hang for hours or for ever, and must not occupy a worker.
             Step::background(move |engine| {
                 if taken {
                     let refused = not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name.clone())));
@@ -204,8 +203,8 @@ pub(super) fn bring_up(
     })
 }
 
-/// Looks again at a name for which a pool was refused: the pool that had the name may have gone
-/// before the refusal was noted.
+/// Checks again whether a name for which a pool was refused is free: the pool that had the name may
+/// have gone before the refusal was noted.
 fn unless_free<T: Send + 'static>(name: Name, refused: T) -> Step<T> {
     Step::locked(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |engine, granted| {
         if matches!(granted, Granted::NoPool) {
@@ -221,8 +220,8 @@ pub(super) fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Step<Resu
     Step::Done(Err(error))
 }
 
-/// Inserts a pool that has been set up into the table, where it replaces what was known of it as a
-/// stopped pool.
+/// Inserts a pool that has been set up into the table. Its entry replaces what was known about it
+/// as a stopped pool.
 fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Step<Result<Started>> {
     log::info!("pool {} ({}) is set up", pool.name(), pool.uuid());
     let started = Started {

@@ -1,9 +1,9 @@
 //! Creates and extends a pool's cache (`docs/spec/engine/storage-stack.md` §6).
 //!
-//! The cache is written through, so the data devices are complete at every moment. A cache that the
-//! kernel uses but no record names can therefore be dropped without loss; a power cut in the middle
-//! of a change may leave such a cache. A cache that the record names must be valid, so its metadata
-//! is made before the record is written.
+//! The cache is in writethrough mode, so the data devices are complete at every moment. A cache
+//! that the kernel uses but no record names can therefore be dropped without loss; a power cut in
+//! the middle of a change may leave such a cache. A cache that the record names must be valid, so
+//! its metadata is made before the record is written.
 
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ use crate::{
     view::DeviceTier,
 };
 
-/// Compares these devices with those of the cache that the pool has.
+/// Compares the requested devices with those of the pool's existing cache.
 pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
     let is_cache = |device: &BlockDevice| matches!(pool.tier_of(device.number), Some((_, DeviceTier::Cache)));
     let only_requested: Vec<PathBuf> =
@@ -43,7 +43,7 @@ pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
 
 /// Makes admitted devices the pool's cache.
 ///
-/// Everything that the kernel may refuse is tried before the record is written; after that, tables
+/// Everything that the kernel may refuse is tried before the record is written. After that, tables
 /// are only swapped.
 ///
 /// # Errors
@@ -66,7 +66,7 @@ pub(super) fn begin(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUui
     }
 }
 
-/// Makes the devices of the cache, and lets the kernel try the cache table on them.
+/// Makes the devices of the cache, and loads the cache table so that the kernel validates it.
 fn prepare(
     platform: &dyn Platform,
     stack: &mut Stack,
@@ -129,7 +129,7 @@ fn put_in_place(
 /// the error says so ([`Error::is_unsure`]).
 pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.add_cache_devices(devices))?;
-    // The record first: a cache must not remember blocks that no record gives to it.
+    // Write the record first: a cache must never use blocks that no record gives to it.
     let (former, without) = (pool.meta().clone(), pool.on_record());
     pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
     let mut nothing_to_undo = Rollback::new();
@@ -138,7 +138,7 @@ pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUu
     nothing_to_undo.forget();
     match extended {
         Err(refused) if refused.is_refusal() => back_to(platform, pool, former, refused),
-        // The layers above are put in place too. What fails now is done at the next check.
+        // Put the layers above in place, too. What fails now is done at the next check.
         _ => {
             follow_or_later(platform, pool);
             Ok(())
@@ -147,8 +147,8 @@ pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUu
 }
 
 /// Goes back to the cache of the former record, because the kernel refuses a larger one for good.
-/// The cache is written through, so blocks that it may have begun to use can be dropped without
-/// loss.
+/// The cache is in writethrough mode, so blocks that it may have begun to use can be dropped
+/// without loss.
 ///
 /// # Errors
 /// Returns `refused` once the former record is in force again.
@@ -162,7 +162,7 @@ fn back_to(platform: &dyn Platform, pool: &mut Pool, former: PoolMetadata, refus
             false => pool.stack.put(platform, &layer),
         }
     });
-    // Whatever the tables are now, the next check compares them.
+    // Whatever the tables are now, the next check compares them with the record.
     pool.growth.note_behind(true);
     if let Err(error) = put_back {
         let (refused, what) = (refused.sentence(), error.sentence());

@@ -1,5 +1,5 @@
 //! Devices to be initialized for a pool: whether they may be (`docs/spec/engine/storage-stack.md`
-//! §12), and the LUKS devices that are made of them.
+//! §12), and the LUKS devices that are made on them.
 
 use std::{path::Path, sync::Arc};
 
@@ -27,7 +27,7 @@ use crate::{
 pub(super) fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -> Result<Candidate> {
     let platform = engine.platform();
     let path = device.path.clone();
-    // Reported last: the contents of a device explain best why it is in use.
+    // A device in use is reported last: the contents of the device explain best why it is in use.
     let hold = match platform.hold(&path) {
         Ok(hold) => Some(Arc::from(hold)),
         Err(error) if error.is_busy() => None,
@@ -65,7 +65,7 @@ pub(super) fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolU
             log::info!("{} was left over by an unfinished request of pool {}", path.display(), bda.header().pool);
         }
         // If a fresh look finds no Stratis signature either, the device database is out of date:
-        // the device was wiped just now.
+        // the device has just been wiped.
         None if contents.superblock.is_some() => return Err(Error::NoSignature { path }),
         None => {}
     }
@@ -78,16 +78,16 @@ pub(super) fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolU
     Ok(Candidate { device, geometry, luks_device: None, hold })
 }
 
-/// Whether a device with a signature belongs to no pool all the same: its initialization was cut
-/// short before its pool's metadata named it, or the destruction of its pool was cut short after it
-/// had been decided.
+/// Whether a device with a signature belongs to no pool all the same: either its initialization was
+/// interrupted before its pool's metadata named it, or the destruction of its pool was interrupted
+/// after it had been decided.
 fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
     let platform = engine.platform();
     let header = bda.header();
     match bda.read_json(platform, path)? {
         Some(json) if !is_condemned(bda, &json) => Ok(false),
         None if !header.flags.contains(HeaderFlags::UNCOMMITTED) => Ok(false),
-        // Newer metadata on another device may say otherwise.
+        // Newer metadata on another device may name this one.
         _ => Ok(!engine.registry().lists(header.pool, header.device)),
     }
 }
@@ -97,9 +97,9 @@ fn is_condemned(bda: &Bda, json: &[u8]) -> bool {
     metadata.zip(bda.last_update()).is_some_and(|(metadata, stamp)| metadata.is_condemned(stamp))
 }
 
-/// Makes a LUKS device of each device, side by side. Keys are derived for each of them, and Clevis
-/// may be called. The platform limits how many processes derive keys at once, by their memory.
-/// Returns the crypt devices, and the undo that removes the LUKS devices.
+/// Turns each device into a LUKS device, side by side. Keys are derived for each of them, and
+/// Clevis may be called. The platform limits the number of processes that derive keys at once, by
+/// their memory. Returns the crypt devices, and the undo that removes the LUKS devices.
 pub(super) fn format_each_luks(
     format: LuksFormat,
     candidates: Vec<Candidate>,
@@ -130,8 +130,8 @@ pub(super) fn format_each_luks(
                     _ => failed.push(Error::Panicked),
                 }
             }
-            // The first error, unless another one leaves more behind because it could not be taken
-            // back.
+            // Report the first error, unless another one leaves more behind because it could not be
+            // taken back.
             let worst = failed.into_iter().reduce(|a, b| if b.leaves() > a.leaves() { b } else { a });
             Step::Done(match worst {
                 None => Ok((inside, undo)),

@@ -1,27 +1,27 @@
 //! The check of a pool: how full it is, and the growth of its thin pool
-//! (`docs/spec/engine/storage-stack.md` §7.6, 7.7). Device-mapper events, timers, and everything
-//! that brings space ask for it.
+//! (`docs/spec/engine/storage-stack.md` §7.6, 7.7). Device-mapper events, timers, and every
+//! operation that brings space ask for a check.
 //!
 //! # Order, and why it survives a power cut
 //!
 //! Space is recorded as the thin pool's before the kernel may use it. In the reverse order, the
 //! kernel could put data into blocks that no record gives to the thin pool. After a power cut, the
 //! thin pool would be set up without these blocks, and synced data in them would be lost. In the
-//! order chosen, a power cut leaves a record that is ahead of the size that the thin pool itself
+//! chosen order, a power cut leaves a record that is ahead of the size that the thin pool itself
 //! knows. Setting up the thin pool on larger devices than it knows is exactly what extends it.
 //!
-//! So the write of the pool metadata is the commit point, and from then on the way is forward.
-//! Tables that could not be put in place now (`GrowthMonitor::is_behind`) are put in place by the next
-//! check, or by the next daemon that adopts the stack. A record is taken back only if the kernel
-//! refuses its table for good and has used none of the space.
+//! So the write of the pool metadata is the commit point, and from then on the growth is completed,
+//! not undone. Tables that could not be put in place now (`GrowthMonitor::is_behind`) are put in
+//! place by the next check, or by the next daemon that adopts the stack. A record is taken back
+//! only if the kernel refuses its table for good and has used none of the space.
 //!
-//! # What is done where
+//! # Locks
 //!
-//! The pool is held exclusively for one look at the status, one write of metadata and a few swaps
-//! of tables. I/O stops only for the swap of each table, which has been loaded before. A program
-//! computes the need for thin metadata, so that runs without a lock, once for each size of the pool
-//! and each filesystem limit. Data does not wait for the result: it grows beforehand, up to the
-//! space that metadata may need.
+//! A check holds the pool exclusively to read the status, write the metadata once and swap a few
+//! tables. I/O stops only for the swap of each table, which has been loaded before. A program
+//! computes the need for thin metadata, so it runs without a lock, once for each size of the pool
+//! and each filesystem limit. Data does not wait for the result: until then, it grows only up to
+//! the space that metadata may need.
 
 use std::time::Duration;
 
@@ -47,17 +47,17 @@ use crate::{
     platform::Platform,
 };
 
-/// How much a check looks at.
+/// How much a check covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
     /// Everything, including the use of each filesystem that clients see.
     Whole,
-    /// Only what must not run out. The time since the last look is the time after which that look
-    /// asked for another.
+    /// Only the space that must not run out. The time since the last check is the time after which
+    /// that check asked for another.
     Space,
 }
 
-/// Checks a pool; errors are logged. [`check_filesystems`](super::check_filesystems) checks the
+/// Checks a pool; errors are logged. [`check_filesystems`](super::check_filesystems) checks its
 /// filesystems, which may take longer.
 pub fn check_pool(uuid: PoolUuid) -> Step<()> {
     check_now(uuid).map(move |checked| note(uuid, &checked))
@@ -69,8 +69,7 @@ fn note(uuid: PoolUuid, checked: &Result<()>) {
     }
 }
 
-/// As [`check_pool`], and returns the error. A pool that is gone or must not be changed is not
-/// checked.
+/// As [`check_pool`], but returns the error. Skips a pool that is gone or must not be changed.
 pub fn check_now(uuid: PoolUuid) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let Checked { result, unknown, .. } = check_as_known(engine, granted, uuid, Depth::Whole);
@@ -81,17 +80,17 @@ pub fn check_now(uuid: PoolUuid) -> Step<Result<()>> {
     })
 }
 
-/// Checks a pool and then its filesystems; errors are logged. `checked` is called in between, after
-/// everything that is quick: programs may have to wait for programs of other pools, and an XFS that
-/// is being extended may wait for space that only the next check of the pool brings. `checked` gets
-/// the time after which to look again, if no event will tell that somebody writes.
+/// Checks a pool and then its filesystems; errors are logged. `checked` is called between the two,
+/// after everything that is quick: programs may have to wait for programs of other pools, and an
+/// XFS that is being extended may wait for space that only the next check of the pool brings.
+/// `checked` gets the time after which to check again, if no event will report writes.
 pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Duration>) + Send + 'static) -> Step<()> {
     let pool = Step::write(uuid, move |engine, granted| {
         let Checked { result, unknown, look_again } = check_as_known(engine, granted, uuid, depth);
         note(uuid, &result);
         checked(look_again);
         // One request computes the need, however often the pool is checked before the result is
-        // there.
+        // known.
         let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)]).ok()?)));
         match asked {
             None => Step::Done(()),
@@ -108,16 +107,16 @@ pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Durat
     }
 }
 
-/// The result of a check that uses what is known of a pool.
+/// The result of a check that uses what is already known about a pool.
 struct Checked {
     result: Result<()>,
     /// The pool size and number of filesystems whose need for metadata is unknown.
     unknown: Option<(Sectors, u64)>,
-    /// The time after which the pool has to be looked at again.
+    /// The time after which the pool has to be checked again.
     look_again: Option<Duration>,
 }
 
-/// Checks a pool, using what is known of it.
+/// Checks a pool, using what is already known about it.
 fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: Depth) -> Checked {
     let nothing = Checked { result: Ok(()), unknown: None, look_again: None };
     let Ok(pool) = writable(granted, uuid) else { return nothing };
@@ -133,8 +132,8 @@ fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: 
     Checked { result, unknown: needed.is_none().then_some(asked), look_again: pool.growth.look_again() }
 }
 
-/// Whether the thin pool has free data blocks. If it has none, it is first given some, as far as
-/// there is space to give.
+/// Whether the thin pool has free data blocks. If it has none, it first gets some, as far as the
+/// pool has space to give.
 ///
 /// # Errors
 /// When the status cannot be read.
@@ -179,12 +178,12 @@ pub(super) fn and_use<T: Send + 'static>(
 fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>, depth: Depth) -> Result<()> {
     let mut since = pool.growth.look_again().filter(|_| depth == Depth::Space).unwrap_or_default();
     loop {
-        // The status is read once and passed on, as long as nothing in between changes it. It is a
-        // moment older than the figures of the filesystems. At most that moves the low-water mark,
-        // and so the next look, forward.
+        // The status is read once and passed on, as long as nothing in between changes it. It is
+        // slightly older than the figures of the filesystems. At worst, that makes the low-water
+        // mark, and so the next check, come earlier.
         let mut status = None;
         let checked = grow(platform, pool, metadata_needed, &mut status);
-        // Also after a failure: clients see what there is.
+        // Refresh after a failure, too: clients see the actual state.
         let status = match depth {
             Depth::Whole => pool.refresh(platform, status),
             Depth::Space => pool.refresh_thin_pool(platform, status),
@@ -193,8 +192,8 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
             pool.growth.note_use(status.data_used, std::mem::take(&mut since));
         }
         thin_devices::judge_thin_pool(pool, status.as_ref());
-        // If writes outpace polling, poll again at once: the use may already be past the new mark,
-        // which would raise no event.
+        // If writes outpace the checks, check again at once: the use may already be past the new
+        // mark, so that the mark would raise no event.
         let watched = pool.watched().collect();
         if !arm_or_later(platform, pool, status, watched) || checked.is_err() {
             return checked;
@@ -202,10 +201,10 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
     }
 }
 
-/// Sets the low-water mark at which the kernel reports that these filesystems have to be looked at.
-/// The mark stays if the kernel reports earlier anyway, or if it is better to look again after some
-/// time. Errors are logged. `status` is the thin pool's, if known. `true`: the use passed the mark
-/// while the mark was put in place.
+/// Sets the low-water mark at which the kernel reports that these filesystems have to be checked.
+/// The mark stays if the kernel reports earlier anyway, or if it is better to check again after
+/// some time. Errors are logged. `status` is that of the thin pool, if known. `true`: the use
+/// passed the mark while the mark was put in place.
 pub(super) fn arm_or_later(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -237,7 +236,7 @@ fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, wat
         usual,
         free,
         devices: pool.filesystems.len() as u64,
-        // Nobody can have passed the very first mark.
+        // The very first mark cannot have been passed.
         quiet: if now == usual { Duration::MAX } else { pool.growth.quiet() },
     };
     let Watching { mark, look_again } = watching::watch(&facts, watched);
@@ -253,7 +252,7 @@ fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, wat
     Ok(mark < free && status.data_total.saturating_sub(status.data_used) <= mark)
 }
 
-/// Lets the thin pool grow. `known` is the status afterwards, if it has been read and nothing has
+/// Lets the thin pool grow. `known` is the status after that, if it has been read and nothing has
 /// changed it since.
 fn grow(
     platform: &dyn Platform,
@@ -262,8 +261,12 @@ fn grow(
     known: &mut Option<PoolStatus>,
 ) -> Result<()> {
     let mut status = pool.thin_pool_status(platform);
-    // The kernel uses no space that is recorded for a damaged thin pool; the next start of the pool
-    // does. A thin pool that is merely out of metadata space uses what it is given.
+    // A damaged thin pool can use space that is recorded for it only after the next start of the
+    // pool. A thin pool that is only out of metadata space uses it at once. @@ ops/device_event.rs
+    // -1-2 Handles a device that claims to belong to a running pool. The claim is valid if the pool
+    // has lost that device and no table leads to it: the device has come back under another node. A
+    // table that leads to a lost device cannot be revived; such a device counts again only when the
+    // pool has been stopped.
     if status.as_ref().is_ok_and(PoolStatus::is_damaged) {
         *known = status.ok();
         return Ok(());

@@ -1,9 +1,9 @@
 //! Creates a pool (`docs/spec/engine/storage-stack.md` §10.1).
 //!
-//! The name and the devices are claimed first. Everything else runs without a lock, because nobody
-//! can know of the pool before its entry is in the table. On disk, the pool exists once its first
-//! metadata is written. Until then its devices carry a mark: if the power fails, they belong to no
-//! pool.
+//! The name and the devices are claimed first. The rest runs without a lock, because no other
+//! request can know of the pool before its entry is in the table. On disk, the pool exists once its
+//! first metadata is written. Until then its devices carry a mark: after a power cut, they belong
+//! to no pool.
 
 use std::path::PathBuf;
 
@@ -51,14 +51,14 @@ pub struct NewPool {
     pub integrity: IntegritySpec,
     /// The metadata version; new pools of clients are version 2.
     pub version: MetadataVersion,
-    /// What unlocks the pool; if empty, the pool is not encrypted.
+    /// The bindings that unlock the pool; if empty, the pool is not encrypted.
     pub bindings: Vec<NewBinding>,
 }
 
 /// A pool that was created: its identifier and those of its devices.
 pub type Created = (PoolUuid, Vec<DevUuid>);
 
-/// Creates a pool. `None`: it exists already with exactly these data devices.
+/// Creates a pool. `None`: it already exists with exactly these data devices.
 pub fn create_pool(new: NewPool) -> Step<Result<Option<Created>>> {
     // The devices belong to no pool yet, and one of them may hang.
     let share = Share::Device(new.devices.first().cloned().unwrap_or_default());
@@ -102,7 +102,7 @@ fn assign_bindings(platform: &dyn Platform, new: &NewPool) -> Result<Vec<Assigne
     Ok(assigned)
 }
 
-/// A pool of that name exists. Checks whether it is the pool that was requested.
+/// Compares the existing pool of that name with the request.
 fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
     let present: Vec<&Member> = existing.meta().data_devices().filter_map(|uuid| existing.members.get(uuid)).collect();
     let only_requested: Vec<PathBuf> = requested
@@ -132,12 +132,12 @@ fn build(
         return Step::Done(Err(error));
     }
     let platform = engine.platform();
-    // Version 1 makes a LUKS device of each device instead, each with passphrases of its own.
+    // Version 1 turns each device into a LUKS device instead, each with passphrases of its own.
     let as_a_whole = !assigned.is_empty() && new.version == MetadataVersion::V2;
     let prepared = || as_a_whole.then(|| Prepared::new(platform, assigned)).transpose();
     let uuid = PoolUuid::from_random(platform.random());
-    // Writing to the devices causes events. The claim keeps others from taking the new pool for
-    // left over.
+    // Writing to the devices causes events. The claim keeps other requests from taking the new pool
+    // for left over.
     let Ok(making) = engine.claims().claim([Key::Pool(uuid)]) else {
         return Step::Done(Err(Error::PoolNameTaken(new.name)));
     };
@@ -173,14 +173,14 @@ struct Making {
 
 impl Making {
     /// Makes the pool on devices that may be crypt devices, and inserts it into the table. `undo`
-    /// removes the LUKS devices below them.
+    /// removes the LUKS devices below these.
     fn complete(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Step<Result<Option<Created>>> {
         let platform = engine.platform();
         let Making { uuid, new, prepared, claim, making } = self;
         let made = undo.guard(platform, |undo| {
             let mut pool = assemble(platform, uuid, &new, candidates, prepared.as_ref(), undo)?;
-            // From here on the pool exists on disk, and nothing fails. But a panic would leave the
-            // pool up without anybody who knows of it.
+            // From here on the pool exists on disk, and no step fails. But a panic would leave the
+            // pool up without an entry in the table.
             pool.members.confirm(platform);
             pool.refresh(platform, None);
             Ok(pool)
@@ -205,8 +205,8 @@ fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-/// Initializes the devices and brings up everything on them. The last step writes the metadata that
-/// makes them a pool.
+/// Initializes the devices and brings up all layers on them. The last step writes the metadata that
+/// makes the devices a pool.
 fn assemble(
     platform: &dyn Platform,
     uuid: PoolUuid,
@@ -254,7 +254,7 @@ fn assemble(
     undo.push(When::Always, "unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
     let mdv = Mdv::new(platform, uuid);
     mdv.mount(&node)?;
-    // Makes the directory, so that other daemons find what they expect.
+    // This makes the directory, so that other daemons find what they expect.
     mdv.records(&[])?;
     create(platform, &mut stack, &shape.thin_pool(), undo)?;
 

@@ -1,4 +1,4 @@
-//! Follows the events of block devices (`docs/spec/engine/engine-behaviour.md` §5, 6): a device has
+//! Handles the events of block devices (`docs/spec/engine/engine-behaviour.md` §5, 6): a device has
 //! appeared, changed its size, come back under another node, or gone.
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 
 /// Handles an event of a block device, and sets up a pool that the device completes.
 ///
-/// Devices are identified by what they carry. By the next event, a node may belong to another
+/// Devices are identified by their contents. By the next event, a node may belong to another
 /// device, and so may the number of a device that no table lies on.
 pub fn device_event(event: DeviceEvent) -> Step<()> {
     if let Some(device) = &event.unlinked {
@@ -40,7 +40,7 @@ pub fn device_event(event: DeviceEvent) -> Step<()> {
         }
         match member {
             _ if is_ours(&device) => Step::background(move |engine| {
-                // The device may not answer, and must not occupy a worker.
+                // The device may hang, and must not occupy a worker.
                 let found = identify(engine, device.clone());
                 found_by_event(engine, event, device, found, since)
             }),
@@ -50,7 +50,7 @@ pub fn device_event(event: DeviceEvent) -> Step<()> {
     })
 }
 
-/// Goes on when the device of an event has been read.
+/// Continues when the device of an event has been read.
 fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look: Look, since: Moment) -> Step<()> {
     let member = engine.registry().running_member(device.number);
     match (&look, member) {
@@ -63,8 +63,8 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
         }
         _ => {}
     }
-    // The claims are looked at after the device was read: a request claims a device before it
-    // writes to it.
+    // Look at the claims after the device was read: a request claims a device before it writes to
+    // it.
     let seen = match look {
         Look::Seen(seen) => seen,
         // The device still exists.
@@ -73,8 +73,8 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
     };
     let (pool, id) = (seen.pool(), seen.id());
     if let Some(taken) = in_the_making(engine, &seen) {
-        // The device is being set up or initialized. Only when that is done can the meaning of this
-        // event be told.
+        // The device is being set up or initialized. The meaning of this event becomes clear only
+        // when that has ended.
         return Step::parked(taken, device_event(event));
     }
     let mut registry = engine.registry();
@@ -99,8 +99,8 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
     })
 }
 
-/// A device is gone, or carries nothing of Stratis. Whatever kept its pool from being set up may
-/// have gone with it.
+/// Handles a device that is gone or has no Stratis contents any more. The obstacle that kept its
+/// pool from being set up may have gone with it.
 fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
     if event.action == DeviceAction::Add {
         return Step::Done(());
@@ -115,9 +115,10 @@ fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
     }
 }
 
-/// Handles a device that says that it belongs to a running pool. It does if the pool has lost that
-/// device and no table leads to it: the device has come back under another node. If tables lead to
-/// a device that has gone, it stays dead, and counts again only when the pool has been stopped.
+/// Handles a device that claims to belong to a running pool. The claim is valid if the pool has
+/// lost that device and no table leads to it: the device has come back under another node. If
+/// tables lead to a device that has gone, the tables stay dead, and the device counts again only
+/// when the pool has been stopped.
 fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
         let Ok(running) = readable(granted, pool) else { return Step::Done(()) };
@@ -142,7 +143,7 @@ fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
                 if running.meta().is_in_use(id) {
                     return Step::Done(());
                 }
-                // Read while nobody else writes to the device.
+                // Read the BDA while no other request writes to the device.
                 let bda = Bda::load(engine.platform(), &device.path, Repair::ReadOnly).ok().flatten();
                 let bda = bda.filter(|bda| (bda.header().pool, bda.header().device) == (pool, id));
                 let (Some(member), Some(bda)) = (running.members.get_mut(id), bda) else { return Step::Done(()) };
@@ -161,7 +162,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
         let Ok(geometry) = engine.platform().geometry(&found.path) else { return Step::Done(()) };
         Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
             let known = match readable(granted, pool) {
-                // Of an encrypted device, the outer one changes its size.
+                // When an encrypted device changes its size, it is the LUKS device that reports it.
                 Ok(pool) => {
                     pool.members.get(device).filter(|member| member.outer().number == found.number).map(|member| {
                         let inside = member.luks_device.as_ref().map(|luks_device| luks_device.room(geometry.size));

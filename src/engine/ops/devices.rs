@@ -33,7 +33,7 @@ use crate::{
     view::{Availability, DeviceTier},
 };
 
-/// What devices will become in the pool.
+/// The purpose for which devices are added to a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeviceAddition {
     /// Data devices.
@@ -45,8 +45,8 @@ pub(super) enum DeviceAddition {
 }
 
 impl DeviceAddition {
-    /// Refuses a pool that must not be changed now. A pool that lacks nothing but space accepts
-    /// data devices.
+    /// Refuses a pool that must not be changed now. A pool that only lacks space accepts data
+    /// devices.
     fn check(self, pool: &Pool) -> Result<()> {
         match self {
             DeviceAddition::Data => pool.check_requests_for_space(),
@@ -64,23 +64,23 @@ impl DeviceAddition {
     }
 }
 
-/// Adds data devices. Returns the new ones, none if the pool has all of them already.
+/// Adds data devices. Returns the new ones; none if the pool already has all of them.
 pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
     and_use(uuid, join(uuid, paths, DeviceAddition::Data), |added| !added.is_empty())
 }
 
-/// Gives a pool a cache on these devices. Returns the new devices, none if the pool has a cache on
-/// exactly these.
+/// Gives a pool a cache on these devices. Returns the new devices; none if the pool already has a
+/// cache on exactly these devices.
 pub fn init_cache(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
     join(uuid, paths, DeviceAddition::NewCache)
 }
 
-/// Adds devices to a pool's cache. Returns the new ones, none if the cache has all of them already.
+/// Adds devices to a pool's cache. Returns the new ones; none if the cache already has all of them.
 pub fn add_cache_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
     join(uuid, paths, DeviceAddition::MoreCache)
 }
 
-/// Claims devices, initializes them without a lock, and takes them into the pool.
+/// Claims devices, initializes them without a lock, and adds them to the pool.
 fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: DeviceAddition) -> Step<Result<Vec<DevUuid>>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let found = match devices::find(engine.platform(), &paths) {
@@ -88,7 +88,7 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: DeviceAddition) -> Step<Re
             Err(error) => return Step::Done(Err(error)),
         };
         // The work in the pool is claimed as well, so that the pool is not taken down meanwhile.
-        // The unlock methods of the pool's devices must not change while others are given the same.
+        // The unlock methods of the pool must not change while its new devices get the same ones.
         let work = [Key::Growth(uuid), Key::Encryption(uuid)];
         let keys = found.iter().map(|device| Key::Device(device.number)).chain(work);
         let claim = match engine.claims().claim_work(uuid, keys) {
@@ -131,7 +131,7 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: DeviceAddition) -> Step<Re
     })
 }
 
-/// Devices that are being added to a pool, as far as the request has come.
+/// Devices that are being added to a pool, in an intermediate state of the request.
 struct Joining {
     uuid: PoolUuid,
     version: MetadataVersion,
@@ -142,15 +142,15 @@ struct Joining {
 }
 
 impl Joining {
-    /// Initializes the devices, which may be crypt devices, and takes them into the pool. `undo`
-    /// removes the LUKS devices below them.
+    /// Initializes the devices, which may be crypt devices, and adds them to the pool. `undo`
+    /// removes the LUKS devices below these.
     fn initialize(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Step<Result<Vec<DevUuid>>> {
         let platform = engine.platform();
         let Joining { uuid, version, mut meta, purpose, claim } = self;
         let made = undo.guard(platform, |undo| {
             let planned = devices::plan(platform, uuid, version, candidates);
-            // Only to see, before anything is written, whether the devices have enough room for
-            // their purpose.
+            // This only finds out, before anything is written, whether the devices have enough room
+            // for their purpose.
             purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
             devices::initialize(platform, planned, undo)
         });
@@ -161,12 +161,13 @@ impl Joining {
     }
 }
 
-/// How new devices of an encrypted version 1 pool are encrypted in the same way as the others.
+/// How new members of an encrypted version 1 pool are encrypted in the same way as the other
+/// members.
 struct LuksParameters {
     name: String,
     bindings: Vec<Assigned>,
     sector_size: Option<u32>,
-    /// A device of the pool. Every binding of the new devices must be able to open it.
+    /// A LUKS device of the pool. Every binding of the new devices must be able to open it.
     proof: Option<LuksDevice>,
 }
 
@@ -185,7 +186,7 @@ impl LuksParameters {
             name: pool.meta().name.clone(),
             bindings: agreed.iter().map(assign).collect::<Result<_>>()?,
             sector_size: logical,
-            // The devices of a new cache hold nothing that could be lost with the keys.
+            // The devices of a new cache hold no data that could be lost with the keys.
             proof: (purpose != DeviceAddition::NewCache).then_some(first),
         }))
     }
@@ -258,7 +259,7 @@ fn examine(engine: &Engine, pool: PoolUuid, found: Vec<BlockDevice>, rules: &Sec
     Ok(candidates)
 }
 
-/// Takes initialized devices into the pool. The write of the pool metadata is the commit point.
+/// Adds initialized devices to the pool. The write of the pool metadata is the commit point.
 fn take_in(
     uuid: PoolUuid,
     initialized: Vec<devices::Initialized>,
@@ -283,8 +284,8 @@ fn take_in(
             DeviceAddition::MoreCache => cache::extend(platform, pool, &added),
         };
         if let Err(error) = taken {
-            // Devices that the record may name are not wiped: without them the pool could not be
-            // set up.
+            // Devices that the record may name are not wiped: the pool could not be set up without
+            // them.
             let error = undo.run(platform, error);
             pool.members.dismiss(&added);
             pool.note_failure(&error);
@@ -311,8 +312,8 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
         Ok(())
     })?;
     let without = pool.on_record();
-    // A device with an older record would be enough to set the pool up with other devices than it
-    // has.
+    // A single device with an older record would be enough to set the pool up with the wrong set of
+    // devices.
     pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
     pool.growth.retry_metadata();
     follow_or_later(platform, pool);
@@ -334,7 +335,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
     and_use(uuid, chain, |grown| *grown)
 }
 
-/// As [`grow`], for a crypt device, which has to grow first. That takes the volume key, which is
+/// As [`grow`], for a crypt device, which has to grow first. That requires the volume key, which is
 /// looked up without a lock.
 fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool>> {
     Step::slow(Share::Pool(uuid), move |engine| {
@@ -359,8 +360,8 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
                 member.bda.check_size(&inside, room)?;
             }
             let grown = grow(platform, pool, device);
-            // An opened device that is larger than its record says does no harm, but is not what
-            // was requested. One that is smaller than the header may say does harm.
+            // A crypt device that is larger than recorded does no harm, but is not what was
+            // requested. One that is smaller than the header may say does harm.
             if grown.as_ref().is_err_and(|error| error.leaves() == Availability::Full) && room > before {
                 let back = platform.luks_resize(&path, &luks_device.name(), &volume_key, Some(before));
                 if let Err(error) = back {
@@ -372,9 +373,10 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
     })
 }
 
-/// The new size is first recorded on the device, with a mark; from then on the device has grown.
-/// Step, the pool metadata reserves the space that integrity data needs of it. If the power fails
-/// before that, the next set-up does so because of the mark.
+/// Lets the pool use a device that has grown. The new size is first recorded on the device, with a
+/// mark; from then on the device has grown. Next, the pool metadata reserves the space that
+/// integrity data needs of it. After a power cut in between, the next set-up does that because of
+/// the mark.
 fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
     pool.check_requests_for_space()?;
     pool.check_no_work()?;
@@ -402,8 +404,8 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
         })
     });
     if let Err(cause) = recorded {
-        // The larger size fits either record: because of the mark, the next set-up completes the
-        // growth.
+        // The larger size is compatible with either record: because of the mark, the next set-up
+        // completes the growth.
         if cause.is_unsure() {
             return Err(cause);
         }
@@ -425,7 +427,7 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
     Ok(true)
 }
 
-/// Sets or removes the user info of a device. `false`: the device has that user info already.
+/// Sets or removes the user info of a device. `false`: the device already has that user info.
 pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> Step<Result<bool>> {
     change(uuid, move |engine, pool| change_user_info(engine.platform(), pool, device, info))
 }
@@ -433,7 +435,7 @@ pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> S
 fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, info: Option<String>) -> Result<bool> {
     pool.check_requests()?;
     if let (MetadataVersion::V1, Some(info)) = (pool.version(), &info) {
-        // Former daemons made links of it.
+        // Former daemons made links from the user info.
         name::check(TextPurpose::UserInfo, info)?;
     }
     let missing = || Error::NoDevice { pool: pool.name().clone(), device };

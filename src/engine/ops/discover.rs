@@ -1,8 +1,8 @@
-//! Finds pools when the daemon starts and when it refreshes: a look at all devices
+//! Finds pools when the daemon starts and when it refreshes, by a look at all devices
 //! (`docs/spec/engine/engine-behaviour.md` §5, 6, 8).
 //!
-//! Devices are read and pools set up without any lock. A pool that is being set up is claimed, so
-//! that the events caused by its own set-up wait and then find it running.
+//! Devices are read and pools are set up without any lock. A pool that is being set up is claimed,
+//! so that the events caused by its own set-up wait and then find the pool running.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -49,13 +49,13 @@ fn considerations(engine: &Engine) -> Vec<Labelled> {
             tell_of(*pool, &aside);
         }
     }
-    // If two pools have the same name, the one that is already up goes on.
+    // If two pools have the same name, the one that is already up continues.
     pools.sort_by_key(|pool| !take_down::partly_up(engine.platform(), *pool));
     pools.into_iter().map(|pool| (format!("discovery of pool {pool}"), consider(pool))).collect()
 }
 
 /// The look at all devices when the daemon starts. Each device is read by a chain of its own, since
-/// a device that does not answer must not delay the others. Clones refer to the same look.
+/// a device that hangs must not delay the others. Clones refer to the same look.
 #[derive(Clone)]
 pub struct FirstLook(Arc<Mutex<Reading>>);
 
@@ -63,7 +63,7 @@ struct Reading {
     /// The devices that have not been read yet, by their place in the list of devices.
     unread: BTreeMap<usize, PathBuf>,
     seen: BTreeMap<usize, Seen>,
-    /// Nobody waits any more: from now on each device is handled by itself once it has been read.
+    /// The wait has ended: from now on each device is handled by itself once it has been read.
     over: bool,
 }
 
@@ -108,9 +108,9 @@ impl FirstLook {
     }
 }
 
-/// Begins the look at all devices when the daemon starts. Returns a chain for each device, with its
-/// label; the chains may run side by side. When they have ended, or nobody wants to wait longer,
-/// [`FirstLook::end`] returns the chains that come next.
+/// Starts the look at all devices when the daemon starts. Returns a chain for each device, with its
+/// label; the chains may run side by side. When they have ended, or the caller does not want to
+/// wait any longer, [`FirstLook::end`] returns the chains that come next.
 ///
 /// # Errors
 /// When the devices cannot be listed.
@@ -141,8 +141,8 @@ fn devices(engine: &Engine) -> Result<Vec<BlockDevice>> {
     Ok(platform.block_devices().or_else(|_| platform.block_devices())?)
 }
 
-/// Reads the Stratis areas of all devices, except those of running pools and of pools in the
-/// making. Also returns the devices that could not be read.
+/// Reads the Stratis areas of all devices, except those of running pools and of pools that are
+/// being made. Also returns the devices that could not be read.
 ///
 /// # Errors
 /// When the devices cannot be listed.
@@ -156,18 +156,19 @@ fn look_around(engine: &Engine) -> Result<(Vec<Seen>, Vec<BlockDevice>)> {
             Look::Unread => unread.push(device),
         }
     }
-    // The claims are looked at after reading: otherwise a device that is being initialized would be
-    // taken for left over, and wiped.
+    // Look at the claims after reading: otherwise a device that is being initialized would be taken
+    // for left over, and wiped.
     seen.retain(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number)));
     Ok((seen, unread))
 }
 
 /// Makes up for lost events. Passes to `tell` a change of each device that exists, and the removal
-/// of each device of a stopped pool that does not exist any more.
+/// of each device of a stopped pool that no longer exists.
 pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> Step<()> {
     Step::blocking(move |engine| {
         let platform = engine.platform();
-        // Read before the look: a device that appears later has an event of its own.
+        // Read the known paths before the look: a device that appears later has an event of its
+        // own.
         let known = engine.registry().paths();
         match platform.block_devices().or_else(|_| platform.block_devices()) {
             Ok(devices) => {

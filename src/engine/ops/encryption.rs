@@ -1,13 +1,13 @@
 //! Adds, removes and replaces bindings of a pool (`docs/spec/engine/encryption.md` §7).
 //!
-//! The bindings are stored in LUKS2 headers: version 2 has one header, version 1 has one on each
-//! device. Each change of a header is atomic. The changes are ordered so that the next set-up
-//! recognizes what a kill or a power cut leaves between two of them ([`luks_lifecycle::mends`]). A
-//! keyslot is made before its token. A token that changes its keyslot names both until the old one
-//! is destroyed. A keyslot is destroyed before its token is removed.
+//! The bindings are stored in LUKS2 headers: version 2 has one header, version 1 has one below each
+//! member. Each change of a header is atomic. The changes are ordered so that the next set-up
+//! recognizes what a kill or a power cut between two of them has left ([`luks_lifecycle::mends`]).
+//! A keyslot is made before its token. A token that changes its keyslot names both until the old
+//! one is destroyed. A keyslot is destroyed before its token is removed.
 //!
-//! Keys are derived and servers asked without a lock, also when a change is taken back. The claim
-//! [`Key::Encryption`] keeps two such requests on one pool apart.
+//! Keys are derived and servers are asked without a lock, also when a change is taken back. The
+//! claim [`Key::Encryption`] keeps two such requests from changing one pool at the same time.
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ use crate::{
     view::Availability,
 };
 
-/// Adds a binding to a pool. `false`: the pool has it already.
+/// Adds a binding to a pool. `false`: the pool already has it.
 pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Step<Result<bool>> {
     change_bindings(uuid, move |info| {
         Ok(match plan_bind(info, &request, slot)? {
@@ -148,8 +148,8 @@ fn change_bindings(
     })
 }
 
-/// Records which kinds of bindings will be left, before one is removed. Afterwards, only somebody
-/// who has the key of the removed binding could take the removal back.
+/// Records which kinds of bindings will remain, before a binding is removed. Afterwards, the
+/// removal could only be taken back by somebody who has the key of the removed binding.
 fn record_ahead(uuid: PoolUuid, change: &BindingChange) -> Step<Result<()>> {
     let BindingChange::Remove(token) = *change else { return Step::Done(Ok(())) };
     super::pool_access::change(uuid, move |engine, pool| {
@@ -216,8 +216,8 @@ fn carry_out(
     }
 }
 
-/// Shows that a binding is gone if the headers could not be read or the change could not be
-/// recorded.
+/// Shows that a binding is gone even though the headers could not be read or the change could not
+/// be recorded.
 fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Step<Result<bool>> {
     Step::write(uuid, move |_, granted| {
         if let Ok(pool) = writable(granted, uuid) {
@@ -234,7 +234,7 @@ fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Step<Result<bool>> {
     })
 }
 
-/// Notes what a failed change has left in the headers. That may be more than before, if the change
+/// Notes what a failed change has left in the headers. There may be more than before, if the change
 /// could not be taken back. No former keyslot is destroyed: in version 1, only some of the headers
 /// may have the new one, and the next set-up needs the former keyslots to take the new ones back.
 fn note_undone(uuid: PoolUuid, luks_devices: Vec<LuksLocation>, error: Error, claim: Claim) -> Step<Result<bool>> {
@@ -393,8 +393,8 @@ impl BindingToRemove {
             self.restore(platform, version)
         });
         let change = || platform.luks_change(&device, None, &changes).map(drop);
-        // Try once more after an error: undoing the change needs the binding's passphrase, which
-        // may not be available any more.
+        // Try once more after an error: the undo of the change needs the binding's passphrase,
+        // which may not be available any more.
         Ok(change().or_else(|_| change())?)
     }
 
@@ -437,7 +437,7 @@ fn replace(
         platform.luks_change(&path, None, &changes).map(drop)
     });
     let keyslots = prepared.keyslots([keyslot]).into_iter().map(HeaderChange::AddKeyslot);
-    // The old keyslot stays the first until it is destroyed.
+    // The old keyslot stays the first of its token until it is destroyed.
     let tokens = prepared.tokens([old.keyslot]).into_iter();
     let tokens = tokens.map(|(number, token)| HeaderChange::PutToken(number, with_keyslot(&token, keyslot)));
     let changes: Vec<HeaderChange<'_>> = keyslots.chain(tokens).collect();
@@ -472,7 +472,7 @@ pub(super) fn load_by_keyring(uuid: PoolUuid) -> Step<()> {
     load(uuid, |bindings| bindings.of_kind(Kind::Keyring))
 }
 
-/// As [`load_volume_key`], with the bindings to this key only, if the pool has any.
+/// As [`load_volume_key`], but only with the bindings to this key, if the pool has any.
 pub(super) fn load_by_key(uuid: PoolUuid, description: KeyDescription) -> Step<()> {
     load(uuid, move |bindings| bindings.of_mechanism(&Mechanism::Keyring(description)))
 }

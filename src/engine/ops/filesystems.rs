@@ -64,16 +64,16 @@ pub(super) struct Batch {
     pub journal: Journal,
     pub undo: Rollback,
     pub claim: Claim,
-    /// While this is held, a device event without a link means nothing.
+    /// While this mark is held, a device event without a link is no reason to ask for the link.
     awaited: AwaitedMark,
 }
 
-/// Creates filesystems, all or none, and runs their mkfs side by side. Returns the new filesystems,
+/// Creates filesystems, all or none, and runs their mkfs side by side. Returns the new filesystems;
 /// none if all exist already. If the daemon is killed while it writes their records, each
 /// filesystem exists either completely or not at all, so some of them may be missing. Clients never
-/// see that: no revision of the bus takes more than one filesystem in a call
-/// (`docs/spec/dbus/dbus-api.md` §2.4). The next set-up must not remove the ones that exist either:
-/// a journal entry may be left over, and it cannot tell a filesystem that was destroyed since from
+/// see that: no revision of the D-Bus interface takes more than one filesystem in a call
+/// (`docs/spec/dbus/dbus-api.md` §2.4). The next set-up must not remove the existing ones either: a
+/// journal entry may be left over, and it cannot tell a filesystem that was destroyed since from
 /// one that was never completed.
 pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Step<Result<Vec<(FsUuid, Name)>>> {
     write_pool(uuid, move |engine, pool| {
@@ -129,9 +129,9 @@ fn admissible(platform: &dyn Platform, pool: &Pool, new: &[NewFilesystem]) -> Re
     Ok(wanted)
 }
 
-/// Whether a request that the pool allows as it is would also be allowed once the filesystems in
-/// the making are complete. If not, the answer depends on what becomes of them, and the request
-/// waits for that. Filesystems that a panic has left behind do not count as in the making.
+/// Whether a request that the pool allows now would also be allowed once the filesystems that are
+/// being made are complete. If not, the answer depends on whether those succeed, and the request
+/// waits for that. Filesystems that a panic has left behind do not count as being made.
 pub(super) fn is_settled(engine: &Engine, pool: &Pool, more: usize, sizes: impl Iterator<Item = Sectors>) -> bool {
     if !engine.claims().work_in(pool.uuid()) {
         return true;
@@ -140,7 +140,7 @@ pub(super) fn is_settled(engine: &Engine, pool: &Pool, more: usize, sizes: impl 
         && check_room(pool, sizes.chain(pool.filesystems.pending_sizes())).is_ok()
 }
 
-/// Refuses more filesystems than the pool's limit. Names that exist already count, and so do
+/// Refuses more filesystems than the pool's limit. Existing filesystems count, and so do
 /// filesystems that could not be set up.
 pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
     let wanted = u64::try_from(pool.filesystems.recorded().saturating_add(more)).unwrap_or(u64::MAX);
@@ -166,7 +166,7 @@ pub(super) fn check_room(pool: &Pool, more: impl IntoIterator<Item = Sectors>) -
 }
 
 /// Makes the thin devices under the pool's lock, with messages to the thin pool and device-mapper
-/// calls. Nothing here is slow.
+/// calls. No call here is slow.
 fn begin(engine: &Engine, pool: &mut Pool, wanted: Vec<NewFilesystem>, claim: Claim) -> Result<Batch> {
     let platform = engine.platform();
     let created = platform.now().seconds;
@@ -188,7 +188,8 @@ fn begin(engine: &Engine, pool: &mut Pool, wanted: Vec<NewFilesystem>, claim: Cl
     make_thin(engine, pool, records, claim, |id| platform.dm_message(&thin_pool, &format!("create_thin {id}")))
 }
 
-/// Makes a thin device for each record. `create` makes the device of that number in the thin pool.
+/// Makes a thin device for each record. `create` makes the device with that number in the thin
+/// pool.
 pub(super) fn make_thin(
     engine: &Engine,
     pool: &mut Pool,
@@ -204,8 +205,8 @@ pub(super) fn make_thin(
     let journal = Journal::Create(records.iter().map(pending).collect());
     let (pending_filesystems, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
-        // The entry stays as long as a thin device exists that it names: nothing else knows of that
-        // device.
+        // The entry stays as long as a thin device exists that it names: the device is named
+        // nowhere else.
         undo.push(When::Last, "remove the entry from the journal", move |platform| {
             Mdv::new(platform, uuid).end(&entry)
         });
@@ -228,20 +229,20 @@ fn make_one(
     let thin_pool = Role::ThinPool.name(pool.uuid());
     let id = record.thin_id;
     let undo_in = thin_pool.clone();
-    // Pushed first: a message that fails may have been carried out. The thin device stays if its
-    // record does.
+    // Push the undo first: a message that fails may have been carried out. The thin device stays if
+    // its record does.
     undo.push(When::Last, format!("delete thin device {id}"), move |platform| {
         thin_devices::delete_thin_id(platform, &undo_in, id)
     });
     match create(id) {
-        // Left over by a daemon that keeps no journal. No record names the number; otherwise it
-        // would not have been assigned.
+        // The thin device was left over by a daemon that keeps no journal. No record names the
+        // number; otherwise it would not have been assigned.
         Err(error) if error.errno() == Some(nix::libc::EEXIST) => {
             log::warn!("pool {}: thin device {id} exists without a record; replacing it", pool.name());
             thin_devices::delete_thin_id(platform, &thin_pool, id)?;
             create(id)?;
         }
-        // A write has found the failure, and no check has run since.
+        // A write has hit the failure, and no check has run since.
         Err(error) if error.errno() == Some(nix::libc::EOPNOTSUPP) => return Err(refusal(pool, platform, error)),
         other => other?,
     }
@@ -253,7 +254,7 @@ fn make_one(
     Ok(PendingFilesystem { filesystem: Filesystem { record, name, number }, device })
 }
 
-/// Why the thin pool takes no messages.
+/// Why the thin pool accepts no messages.
 fn refusal(pool: &Pool, platform: &dyn Platform, error: platform::Error) -> Error {
     let status = platform.dm_status(&Role::ThinPool.name(pool.uuid())).unwrap_or_default();
     match status.first().and_then(|text| thin_status::state(text)) {
@@ -275,10 +276,10 @@ fn format(uuid: PoolUuid, batch: Batch) -> Step<Result<Vec<(FsUuid, Name)>>> {
     })
 }
 
-/// Writes zeros to the places of signatures. A block that the thin pool gives to a filesystem holds
-/// the former data of the disk, and mkfs writes only parts of the blocks at both ends. Signatures
-/// of another file system that remained there made blkid unsure of the type, so mount could not
-/// tell it.
+/// Writes zeros to the places where signatures may be. A block that the thin pool gives to a
+/// filesystem holds the former data of the disk, and mkfs writes only parts of the blocks at both
+/// ends. If signatures of another file system remained there, blkid could not determine the type,
+/// and so neither could mount.
 fn clear_ends(platform: &dyn Platform, node: &Path) -> Result<()> {
     let size = platform.geometry(node)?.size.0 * SECTOR;
     let zeros = vec![0; END_BYTES];
@@ -286,8 +287,8 @@ fn clear_ends(platform: &dyn Platform, node: &Path) -> Result<()> {
     Ok(platform.write(node, &[WriteStep::At(0, &zeros), WriteStep::At(last, &zeros)])?)
 }
 
-/// Makes filesystems on the thin devices, side by side and without the pool's lock, and takes them
-/// into the pool. If one of them fails or panics, all are given up.
+/// Makes filesystems on the thin devices, side by side and without the pool's lock, and adds them
+/// to the pool. If one of them fails or panics, all are given up.
 pub(super) fn complete_each(
     uuid: PoolUuid,
     batch: Batch,
@@ -296,7 +297,7 @@ pub(super) fn complete_each(
     let part = |pending_filesystem: &PendingFilesystem| -> Part {
         let (device, uuid) = (pending_filesystem.device.clone(), pending_filesystem.filesystem.record.uuid);
         Box::new(move |engine| {
-            // The daemon could not wait for hundreds of them to end.
+            // A daemon that is to stop could not wait for hundreds of them.
             let made = engine.check_ending().and_then(|()| make(engine.platform(), &device, uuid));
             Box::new(made) as Box<dyn Any + Send>
         })
@@ -315,7 +316,7 @@ pub(super) fn complete_each(
     )
 }
 
-/// Takes new filesystems into the pool, or gives them up if `made` is an error.
+/// Adds new filesystems to the pool, or gives them up if `made` is an error.
 fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(FsUuid, Name)>>> {
     write_pool(uuid, move |engine, pool| {
         let platform = engine.platform();
@@ -356,14 +357,14 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
         drop(awaited);
         let watched = pending_filesystems.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
         let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
-        // The suspend of a snapshot's origin has written out the data that was under way.
+        // The suspend of a snapshot's origin has written out the data in flight.
         let origins: Vec<FsUuid> = pending_filesystems.iter().filter_map(|new| new.filesystem.record.origin).collect();
         pending_filesystems.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
         pool.refresh_filesystems(platform, origins);
         let status = pool.refresh_thin_pool(platform, None);
         // Without a mounted filesystem to watch, the low-water mark stays that of the others.
         if !watched.is_empty() {
-            // If the use passes the mark meanwhile, the timer notices.
+            // If the use passes the mark meanwhile, the next timed check notices.
             let _ = super::check::arm_or_later(platform, pool, status, watched);
         }
         drop(claim);
@@ -408,8 +409,8 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
             stack::remove_device(platform, &pool.thin_name(*id), Visibility::Public, undo)?;
         }
         // This write is the commit point. A write that fails may have reached the disk, so it is
-        // taken back as well. If that fails too, the next set-up may destroy the filesystems.
-        // Nobody may write to them until then, so their devices stay down.
+        // taken back as well. If that fails too, the next set-up may destroy the filesystems. They
+        // must not be written to until then, so their devices stay down.
         let entry = journal.clone();
         undo.push(When::Always, "remove the entry from the journal", move |platform| {
             Mdv::new(platform, uuid).end(&entry)
@@ -417,10 +418,11 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
         Mdv::new(platform, uuid).begin(&journal)
     })?;
     undo.forget();
-    // Space is free again, and fewer filesystems have space promised to them.
+    // Space is free again, and less space is promised to filesystems.
     pool.growth.retry_metadata();
     // From here on the filesystems are gone. What fails now is done at the next set-up, as the
-    // journal says. These records are as on disk: the ones in memory pass the origins on earlier.
+    // journal says. These records are as on disk: the records in memory get their new origins
+    // earlier.
     let survivors =
         pool.filesystems.records().filter(|record| !to_destroy.contains(&record.uuid)).cloned().collect::<Vec<_>>();
     for id in to_destroy {
@@ -440,7 +442,7 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
     }
     let status = pool.refresh_thin_pool(platform, None);
     if pool.is_starved() {
-        // The destroyed filesystems may have freed what the thin pool lacked.
+        // The destruction of filesystems may have freed the space that the thin pool lacked.
         thin_devices::judge_thin_pool(pool, status.as_ref());
     }
     Ok(())
@@ -484,8 +486,8 @@ fn may_go(pool: &Pool, id: FsUuid, to_destroy: &[FsUuid]) -> Result<Pending> {
     Ok(Pending { uuid: id, thin_id: record.thin_id, new_origin, was: Some(record.clone()) })
 }
 
-/// Passes the origins of destroyed filesystems on to their snapshots. What clients see does not
-/// depend on the disk: the journal makes sure that the records follow.
+/// Passes the origins of destroyed filesystems on to their snapshots. The view does not wait for
+/// the disk: the journal makes sure that the records follow.
 fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     for gone in pending {
         for snapshot in pool.filesystems.pass_on_origin(gone.uuid, gone.new_origin) {
@@ -499,7 +501,7 @@ fn clean_up(engine: &Engine, pool: &Pool, pending: &[Pending], survivors: &[File
     pending.iter().try_for_each(|gone| setup::finish_destroy(engine.platform(), pool, gone, &mut survivors))
 }
 
-/// Renames a filesystem. `false`: it has that name already.
+/// Renames a filesystem. `false`: it already has that name.
 pub fn rename_filesystem(uuid: PoolUuid, id: FsUuid, name: Name) -> Step<Result<bool>> {
     write_pool(uuid, move |engine, pool| {
         let taken = Key::Filesystem(uuid, name.clone());

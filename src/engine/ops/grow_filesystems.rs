@@ -9,11 +9,11 @@
 //! no damage: an XFS smaller than its device, or a device smaller than its record says, is simply
 //! extended again. So no step is taken back when the next one fails. That holds for the extension
 //! of the XFS too, which may have succeeded despite the error. The exception is a size whose table
-//! the kernel refuses for good: the former record is written again, because the filesystem could
-//! otherwise not be set up any more.
+//! the kernel refuses for good: the former record is written again, because otherwise the
+//! filesystem could not be set up any more.
 //!
-//! The pool is locked for records and tables only. Reading how full the filesystems are, and
-//! extending XFS, is done without a lock and side by side.
+//! The pool is locked only for records and tables. The usage of the filesystems is read, and XFS is
+//! extended, without a lock and side by side.
 
 use std::{any::Any, collections::HashMap};
 
@@ -46,7 +46,7 @@ use crate::{
     platform::{self, DeviceNumber, Mount, Platform, Usage, dm::Visibility},
 };
 
-/// A mounted filesystem, looked at without a lock.
+/// A mounted filesystem, as read without a lock.
 struct MountedFilesystem {
     id: FsUuid,
     mount: Mount,
@@ -62,7 +62,7 @@ pub fn check_filesystems(uuid: PoolUuid) -> Step<()> {
     })
 }
 
-/// As [`check_filesystems`], and returns the first error; the other filesystems are extended all
+/// As [`check_filesystems`], but returns the first error; the other filesystems are extended all
 /// the same. Does nothing while another such check of the pool is under way: checks must not pile
 /// up behind a slow XFS.
 pub fn check_filesystems_now(uuid: PoolUuid) -> Step<Result<()>> {
@@ -85,7 +85,8 @@ pub fn check_filesystems_now(uuid: PoolUuid) -> Step<Result<()>> {
     })
 }
 
-/// A thin pool that is full or does not work would block the extension.
+/// Whether filesystems may be extended: a thin pool that is full or does not work would block the
+/// extension.
 fn may_grow(pool: &Pool) -> bool {
     pool.growth.thin_state().is_none_or(|state| state == State::ReadWrite)
 }
@@ -110,8 +111,8 @@ fn look(
                 seen.push(MountedFilesystem { id, mount, usage })
             }
             Ok(_) => {}
-            // The filesystem has been unmounted meanwhile. How full another file system is must not
-            // decide about this one.
+            // The filesystem has been unmounted meanwhile. The usage of another file system must
+            // not decide about this one.
             Err(platform::Error::OtherMount { .. }) => {}
             Err(error) => failed = failed.and(Err(error.into())),
         }
@@ -135,8 +136,8 @@ struct Extended {
 fn extend(uuid: PoolUuid, seen: Vec<MountedFilesystem>) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let Ok(pool) = writable(granted, uuid) else { return Step::Done(Ok(())) };
-        // A request that wants to use the pool alone is not kept waiting; there will be another
-        // check.
+        // A request that wants to use the pool alone must not be kept waiting; there will be
+        // another check.
         if pool.check_changes().is_err() || !may_grow(pool) || engine.claims().is_claimed(&Key::Drain(uuid)) {
             return Step::Done(Ok(()));
         }
@@ -258,8 +259,8 @@ fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Step<Result<()>> {
     )
 }
 
-/// Shows the space that the extension of XFS has used: each XFS has more allocation groups, and
-/// each group has a header.
+/// Shows the space that the extension of XFS has used: each extended XFS has more allocation
+/// groups, and each group has a header.
 fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Step<()> {
     Step::write(uuid, move |engine, granted| {
         if let Ok(pool) = writable(granted, uuid) {
@@ -271,7 +272,7 @@ fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Step<()> {
     })
 }
 
-/// Sets or removes a filesystem's size limit. `false`: the filesystem has that limit already.
+/// Sets or removes a filesystem's size limit. `false`: the filesystem already has that limit.
 pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Step<Result<bool>> {
     change(uuid, move |engine, pool| change_size_limit(engine, pool, id, limit))
 }

@@ -1,5 +1,5 @@
-//! What a device carries, as far as discovery wants to know: a member of a pool, or nothing of
-//! Stratis.
+//! What a device carries, as far as discovery needs to know: the signature of a pool, or no Stratis
+//! contents.
 
 use crate::{
     base::ids::PoolUuid,
@@ -19,9 +19,9 @@ use crate::{
 /// The result of a look at a device.
 pub(super) enum Look {
     Seen(Seen),
-    /// The device carries nothing of Stratis.
+    /// The device has no Stratis contents.
     Nothing,
-    /// The device could not be read, so what is known of it stays valid.
+    /// The device could not be read, so what is known about it stays valid.
     Unread,
 }
 
@@ -34,12 +34,12 @@ impl Look {
     }
 }
 
-/// Whether a device may carry anything to read.
+/// Whether a device may have Stratis contents.
 pub(super) fn is_ours(device: &BlockDevice) -> bool {
     matches!(device.class, DeviceClass::Stratis | DeviceClass::Luks)
 }
 
-/// Reads the Stratis area of a device, or the header of a LUKS device that such an area lies in. A device that
+/// Reads the Stratis area of a device, or the header of a LUKS device of a pool. A device that
 /// cannot be read is logged and left alone.
 pub(super) fn identify(engine: &Engine, device: BlockDevice) -> Look {
     let look = || match device.class {
@@ -48,8 +48,8 @@ pub(super) fn identify(engine: &Engine, device: BlockDevice) -> Look {
         _ => Ok(None),
     };
     let path = device.path.clone();
-    // Try once more after an error: nobody may look again soon, and a pool does not start without
-    // the device.
+    // Try once more after an error: it may be long before the next look, and a pool does not start
+    // without the device.
     match look().or_else(|_: Error| look()) {
         Ok(Some(Seen::LuksDevice(luks_device))) if luks_device.unfinished => {
             clear_unfinished(engine, &luks_device.device);
@@ -64,7 +64,7 @@ pub(super) fn identify(engine: &Engine, device: BlockDevice) -> Look {
 }
 
 /// The claim of the request that initializes the device, makes its pool or sets the pool up. For
-/// LUKS devices that join a running pool, only the claim on the pool's growth tells.
+/// LUKS devices that join a running pool, the claim to look for is the one on the pool's growth.
 pub(super) fn in_the_making(engine: &Engine, seen: &Seen) -> Option<Key> {
     let keys = [Key::Pool(seen.pool()), Key::Device(seen.device().number), Key::Growth(seen.pool())];
     keys.into_iter().find(|key| engine.claims().is_claimed(key))

@@ -14,8 +14,8 @@ pub fn set_key(description: KeyDescription, key: Secret) -> Step<Result<KeyChang
     Step::brief(move |engine| {
         let set = engine.platform().key_set(&description.in_kernel(), &key);
         if matches!(set, Ok(KeyChange::Created | KeyChange::Replaced)) {
-            // The key may unlock a pool whose volume key this daemon does not know, or let a halted
-            // re-encryption job go on. Nobody waits for that.
+            // The key may unlock a pool whose volume key this daemon does not have, or let an
+            // interrupted re-encryption job continue. The client does not wait for that.
             let running = engine.registry().running_pools();
             for uuid in running {
                 let load = super::encryption::load_by_key(uuid, description.clone());

@@ -1,5 +1,5 @@
 //! Takes down and wipes what is left of pools that must not run: pools that were never completed,
-//! and pools whose destruction has been decided but was cut short.
+//! and pools whose destruction has been decided but was interrupted.
 
 use crate::{
     base::ids::PoolUuid,
@@ -22,7 +22,8 @@ use crate::{
     },
 };
 
-/// Wipes a LUKS device whose making or wiping was cut short, but not one that is being made now.
+/// Wipes a LUKS device whose creation or wiping was interrupted, but not one that is being made
+/// now.
 pub(super) fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
     let Ok(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
     let clear = || match LuksDevice::read(engine.platform(), device)? {
@@ -30,7 +31,7 @@ pub(super) fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
             clear_above(engine.platform(), &luks_device)?;
             luks_device.wipe(engine.platform())
         }
-        // The request that was making it has completed it meanwhile.
+        // The request that was making the LUKS device has completed it meanwhile.
         _ => Ok(()),
     };
     log::info!("wiping {}, which an unfinished request left behind", device.path.display());
@@ -43,8 +44,8 @@ pub(super) fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
     }
 }
 
-/// Takes down what was made on a LUKS device that belongs to no pool: the creation of its pool failed
-/// and could not take it down.
+/// Takes down the devices that were made on a LUKS device that belongs to no pool: the creation of
+/// its pool failed and could not take them down.
 fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> {
     let pool = luks_device.token.pool;
     let (opened, joined) = (platform.dm_find(&luks_device.name())?, platform.dm_find(&Role::OriginSub.name(pool))?);
@@ -57,7 +58,7 @@ fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> 
     }
 }
 
-/// Takes down what is up of a pool that must not run. An error is logged here.
+/// Takes down all device-mapper devices of a pool that must not run. Logs the error.
 pub(super) fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let platform = engine.platform();
     if !take_down::partly_up(platform, uuid) && set.luks_devices().next().is_none() {
@@ -69,14 +70,15 @@ pub(super) fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Re
 }
 
 /// Ends what is left of a pool that was never completed or has been destroyed, now that the
-/// contents of its devices can be read. Plain devices that never held metadata stay as they are:
-/// they can be used for a new pool.
+/// contents of its devices can be read. Block devices without LUKS that never held metadata stay as
+/// they are: they can be used for a new pool.
 ///
-/// Each device to be wiped is read again while nobody else can begin to use it: since the last look
-/// it may have become a member of another pool.
+/// Each device to be wiped is read again while it is claimed, so that no other request can start to
+/// use it: since the last look it may have become a member of another pool.
 ///
 /// # Errors
-/// When a device has become a member of another pool, or when some of this pool is still up.
+/// When a device has become a member of another pool, or when some devices of this pool are still
+/// up.
 pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let verdict = set.verdict();
     let ended = match verdict {
@@ -84,8 +86,8 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
         DeviceSetVerdict::NeverCommitted => Error::NoMetadata(uuid),
         _ => return Ok(()),
     };
-    // Whoever has claimed a device is making something else of it. The others are looked at again
-    // with the next event.
+    // A request that has claimed a device is using it for something else. The other devices are
+    // looked at again with the next event.
     let Ok(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
     let mut now = set.clone();
     if let Some(error) = renew(engine, uuid, &mut now) {
@@ -102,8 +104,8 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
         DeviceSetVerdict::Destroying(metadata) => {
             let platform = engine.platform();
             let take_down = || take_down::take_down(platform, &mut Stack::new(uuid), uuid);
-            // What lies on the devices must be taken down before they are wiped: nobody would find
-            // it afterwards.
+            // The devices above must be taken down before their block devices are wiped: later they
+            // could not be found any more.
             if let Err(error) = take_down().or_else(|_| take_down()) {
                 log::error!(
                     "pool {uuid} is destroyed, but some of its devices could not be taken down: {}",
@@ -138,10 +140,10 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
     }
 }
 
-/// Completes a destruction that was decided but cut short.
+/// Completes a destruction that was decided but interrupted.
 fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata: &PoolMetadata) {
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
-    // The contents of the closed devices are unknown.
+    // The contents of closed LUKS devices are unknown.
     let closed = set.closed().filter(|luks_device| metadata.devices().any(|device| device == luks_device.id()));
     let closed = closed.map(|luks_device| {
         let path = &luks_device.device.path;

@@ -32,7 +32,7 @@ pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Step<Result<()>> {
                 Err(error) => Step::Done(Err(error)),
                 Ok(needed) => write_pool(uuid, move |engine, pool| {
                     if pool.usable_size() != usable {
-                        // The pool has grown meanwhile and needs another amount of metadata.
+                        // The pool has grown meanwhile and needs a different amount of metadata.
                         return set_fs_limit(uuid, limit);
                     }
                     let raised = raise(engine.platform(), pool, limit, needed);
@@ -87,7 +87,7 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
     Ok(())
 }
 
-/// Allows or forbids overprovisioning. `false`: it is allowed or forbidden already.
+/// Allows or forbids overprovisioning. `false`: the setting is the same already.
 pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Step<Result<bool>> {
     let chain = change(uuid, move |engine, pool| change_overprovisioning(engine.platform(), pool, allowed));
     and_use(uuid, chain, move |changed| *changed && allowed)

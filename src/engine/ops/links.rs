@@ -1,12 +1,12 @@
 //! Restores missing links under `/dev/stratis`.
 //!
-//! udev makes the links when it is asked, and may lose them again: one of its workers is killed,
-//! its database is deleted, an event gets lost. So links are looked at when an event of a device
-//! says that it has none, and with each check of a pool. Missing links are asked for again. Nobody
+//! udev makes the links on request, and may lose them again: one of its workers is killed, its
+//! database is deleted, an event gets lost. So links are checked when an event of a device reports
+//! that it has none, and with each check of a pool. Missing links are requested again. No request
 //! waits for them here.
 //!
-//! Each new filesystem causes events without a link, before udev has been asked for the link. So an
-//! event says nothing as long as the filesystem is in the making or a request waits for its link
+//! Each new filesystem causes events without a link before udev has been asked for the link. So an
+//! event means nothing as long as the filesystem is being made or a request waits for its link
 //! (`engine::awaited_links`).
 
 use std::time::Duration;
@@ -31,12 +31,12 @@ use crate::{
 /// milliseconds.
 const LINKS_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// A missing link is asked for after 1, 2, 4, 8 and so on looks in a row that found it missing;
-/// from this number of looks on, only at its multiples. A udev that cannot make links must not be
+/// A missing link is requested after 1, 2, 4, 8 and so on checks in a row that found it missing;
+/// from this number of checks on, only at its multiples. A udev that cannot make links must not be
 /// kept busy.
 const LOOKS_MAX: u32 = 64;
 
-/// What udev is told about a filesystem.
+/// What the daemon tells udev about a filesystem.
 fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement {
     Announcement {
         number: filesystem.number,
@@ -46,7 +46,7 @@ fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement {
     }
 }
 
-/// Asks for the link of the filesystem on a device-mapper device that has none, if the filesystem
+/// Requests the link of the filesystem on a device-mapper device that has none, if the filesystem
 /// belongs to a running pool.
 pub(super) fn of_device(dm_name: &str) -> Step<()> {
     match dm_names::filesystem_of(dm_name) {
@@ -58,7 +58,7 @@ pub(super) fn of_device(dm_name: &str) -> Step<()> {
     }
 }
 
-/// Asks for the missing links of a pool's filesystems; with `only`, for the link of that one.
+/// Requests the missing links of a pool's filesystems; with `only`, the link of that one.
 pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Step<()> {
     let look = move |engine: &Engine, granted: Granted<'_>| {
         let wanted = wanted(granted, uuid, only);
@@ -72,7 +72,7 @@ pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Step<()> {
         if wanted.is_empty() {
             return Step::Done(());
         }
-        // The pool is not locked meanwhile: a look at a thousand links takes milliseconds.
+        // The pool is not locked meanwhile: checking a thousand links takes milliseconds.
         Step::blocking(move |engine| {
             let (linked, missing): (Vec<_>, Vec<_>) =
                 wanted.into_iter().partition(|filesystem| engine.platform().is_linked(filesystem));
@@ -93,9 +93,8 @@ pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), look)
 }
 
-/// Asks for links again, under the pool's lock. Thus udev is told names in the order in which they
-/// are given: if a filesystem is also being renamed, the last name that udev hears is the valid
-/// one.
+/// Requests links again, under the pool's lock. Thus udev gets names in the order in which they are
+/// assigned: if a filesystem is also being renamed, the last name that udev gets is the valid one.
 fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let mut missing = wanted(granted, uuid, None);
@@ -141,7 +140,7 @@ pub(super) fn announce<'a>(
     // Noted before udev can answer.
     let awaited = AwaitedMark::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
     let announced = engine.platform().announce(&announcements);
-    // Try once more: a user waits for the link, and asking twice does no harm.
+    // Try once more: a user waits for the link, and a second request does no harm.
     announced
         .or_else(|_| engine.platform().announce(&announcements))
         .inspect_err(|error| log::warn!("could not tell udev of filesystems of pool {pool_name}: {error}"))
@@ -149,7 +148,7 @@ pub(super) fn announce<'a>(
         .ok()
 }
 
-/// Gives `value` when the links exist, or when a longer wait would not help.
+/// Returns `value` when the links exist, or when a longer wait would not help.
 pub(super) fn when_linked<T: Send + 'static>(links: Option<Box<dyn PendingLinks>>, value: T) -> Step<T> {
     match links {
         None => Step::Done(value),

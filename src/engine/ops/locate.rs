@@ -1,5 +1,4 @@
-//! Where the pool that a request names is at the moment: among the running pools or among the
-//! stopped ones.
+//! Finds the pool that a request names: among the running pools or among the stopped ones.
 
 use crate::{
     base::{ids::PoolUuid, pool_ref::PoolRef},
@@ -25,7 +24,7 @@ pub(super) fn locate(which: PoolRef) -> Step<Result<PoolState>> {
             let stopped = engine.registry().resolve(&which);
             match stopped {
                 Ok(uuid) => Step::Done(Ok(PoolState::Stopped(uuid))),
-                // The pool may have come up between the two looks.
+                // The pool may have started between the two lookups.
                 Err(error) => Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
                     Granted::Read(pool) => Step::Done(Ok(PoolState::Running(pool.uuid()))),
                     _ => Step::Done(Err(error)),

@@ -1,4 +1,4 @@
-//! The metadata of a pool and of its filesystems as text, for people who want to see the records.
+//! The metadata of a pool and of its filesystems as text, for users who want to see the records.
 
 use std::collections::BTreeMap;
 

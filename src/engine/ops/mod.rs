@@ -1,9 +1,9 @@
 //! The operations: each is a chain of steps ([`Step`]) that a client, an event or the daemon's
 //! start asks for.
 //!
-//! Each operation first checks everything that can refuse it. It then claims what it will touch,
-//! acts, and ends with one durable write, the commit point. What follows the commit point can be
-//! repeated; if it is cut short, the next set-up completes it.
+//! Each operation first checks everything that can refuse it. It then claims what it will change,
+//! acts, and ends with one durable write, the commit point. The steps after the commit point can be
+//! repeated; if they are interrupted, the next set-up completes them.
 
 mod bring_up;
 mod cache;

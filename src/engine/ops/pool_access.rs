@@ -1,5 +1,5 @@
-//! How operations get at a pool: steps that begin with the pool or end with the reason why there
-//! is none, and the wait for sole use of a pool.
+//! How operations get at a pool: steps that start with the pool or end with the reason why it is
+//! not available, and the wait for sole use of a pool.
 
 use crate::{
     base::{ids::PoolUuid, pool_ref::PoolRef},
@@ -66,8 +66,8 @@ pub(super) fn write_pool<T: Send + 'static>(
     })
 }
 
-/// Makes a change to a pool that takes one step. If the change fails, the pool's availability is
-/// set from the error.
+/// Makes a change to a pool that takes one step. If the change fails, the pool is restricted as the
+/// error demands.
 pub(super) fn change<T: Send + 'static>(
     uuid: PoolUuid,
     change: impl FnOnce(&Engine, &mut Pool) -> Result<T> + Send + 'static,
@@ -78,7 +78,7 @@ pub(super) fn change<T: Send + 'static>(
     })
 }
 
-/// Waits until a key is no longer `taken`, and then goes on with `again`. It does not wait for a
+/// Waits until a key is no longer `taken`, and then continues with `again`. It does not wait for a
 /// re-encryption job, which may take hours. A request that uses the pool alone never takes hours.
 pub(super) fn unless_at_work<T: Send + 'static>(
     uuid: PoolUuid,
@@ -97,9 +97,9 @@ pub(super) fn unless_at_work<T: Send + 'static>(
 /// The pool for a step with sole use of it: [`writable`] or [`drained`].
 type Find = for<'a> fn(Granted<'a>, PoolUuid) -> Result<&'a mut Pool>;
 
-/// A step with sole use of a pool. It gets the claim on the pool's drain: while that is held, new
-/// work in the pool waits. The step begins when the work under way in the pool has ended, or at once
-/// when there is no pool.
+/// A step with sole use of a pool. It gets the claim on the pool's drain: while the claim is held,
+/// new work in the pool waits. The step starts when the work under way in the pool has ended, or at
+/// once when there is no pool.
 pub(super) fn drain_pool<T: Send + 'static>(
     uuid: PoolUuid,
     find: Find,

@@ -1,9 +1,9 @@
 //! Destroys and renames pools (`docs/spec/engine/storage-stack.md` §10.2, `engine-behaviour.md`
 //! §9).
 //!
-//! The write of `destroying` decides a destruction. Only then is anything below the thin pool taken
-//! down, because an encrypted device could not be brought up again without a key. A device is wiped
-//! once nothing lies on it any more.
+//! The write of `destroying` decides a destruction. Only then are the layers below the thin pool
+//! taken down, because a crypt device could not be brought up again without a key. A device is
+//! wiped once no layer lies on it any more.
 
 use crate::{
     base::{
@@ -64,8 +64,8 @@ pub fn destroy_pool(uuid: PoolUuid) -> Step<Result<bool>> {
 enum Destroyed {
     /// It is complete, as far as devices could be wiped.
     Wiped,
-    /// Some of the pool could not be taken down. The rest is done when its devices are next looked
-    /// at.
+    /// Some of the pool's devices could not be taken down. The rest is done when its devices are
+    /// next looked at.
     Partly(Box<DeviceSet>),
 }
 
@@ -76,8 +76,8 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         return Err(Error::HasFilesystems { pool: pool.name().clone(), filesystems });
     }
     if pool.filesystems.failed().len() > 0 {
-        // These filesystems may hold all that their user has, and the next set-up may bring them
-        // back.
+        // These filesystems may hold all data that their user has, and the next set-up may bring
+        // them back.
         let filesystems = pool.filesystems.failed().map(|record| record.name.clone()).collect();
         return Err(Error::HasFailedFilesystems { pool: pool.name().clone(), filesystems });
     }
@@ -85,15 +85,15 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     if pool.meta().destroying.is_none() && find_members(engine, pool) == Reach::None {
         return Err(Error::DevicesGone { pool: pool.name().clone() });
     }
-    // As for a stop: devices that only a key brings up again stay up until there is no way back.
+    // As for a stop: devices that only a key can bring up again stay up until the commit point.
     let decided = take_down::take_filesystems_down(platform, uuid)
         .and_then(|()| take_down::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| match pool.meta().destroying {
-            // A request that then panicked has decided the destruction; the pool's devices may be
-            // closed.
+            // A request that has panicked since has decided the destruction; the pool's LUKS
+            // devices may be closed.
             Some(_) => Ok(()),
-            // A daemon that does not know of destructions finds a stopped pool. If somebody starts
-            // the pool there, the start is recorded, and the destruction is void.
+            // A daemon that does not know this key finds a stopped pool. If a user starts the pool
+            // there, the start is recorded, and the destruction is void.
             None => pool.change(platform, Choose::Everywhere, |meta| {
                 meta.destroying = Some(Timestamp::default());
                 meta.started = Some(false);
@@ -112,8 +112,8 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         set.partial = true;
         return Ok(Destroyed::Partly(Box::new(set)));
     }
-    // The destruction is decided and recorded. A device that cannot be wiped now is wiped when it
-    // is next seen.
+    // The destruction is decided and recorded. A device that cannot be wiped now is wiped when the
+    // daemon next sees it.
     let devices = pool.meta().device_entries().filter_map(|(_, entry)| {
         let member = pool.members.get(entry.uuid)?;
         let (parts, stamp) = (pool.meta().luks_device_on(entry.uuid), member.bda.last_update());
@@ -124,7 +124,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     Ok(Destroyed::Wiped)
 }
 
-/// Renames a pool. `false`: the pool has that name already.
+/// Renames a pool. `false`: the pool already has that name.
 pub fn rename_pool(uuid: PoolUuid, name: Name) -> Step<Result<bool>> {
     Step::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::PoolName(name.clone()), Key::Rename(uuid)]) {
@@ -139,8 +139,8 @@ pub fn rename_pool(uuid: PoolUuid, name: Name) -> Step<Result<bool>> {
     })
 }
 
-/// Records the name of a pool, also in the headers of its LUKS devices: while they are closed, they
-/// are identified by that name.
+/// Records the name of a pool, also in the headers of its LUKS devices: while these are closed,
+/// they are identified by that name.
 fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<()> {
     let former = pool.meta().name.clone();
     let named = |pool: &mut Pool, name: &str| -> Result<()> {
@@ -167,7 +167,8 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>
         if pool.recorded_name() == name {
             return Step::Done(Ok(false));
         }
-        // The headers of LUKS devices hold the name, and other requests may be changing them.
+        // The headers of LUKS devices hold the name, too, and other requests may be changing these
+        // headers.
         let mut headers = None;
         if pool.luks_devices().next().is_some() {
             if let Err(error) = pool.check_no_work() {
@@ -196,13 +197,14 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>
     })
 }
 
-/// How many filesystem names are told to udev before the pool is released. Each is a write to a
-/// file of the kernel.
+/// How many filesystem names are announced to udev before the pool is released. Each announcement
+/// is a write to a file of the kernel.
 const TOLD_AT_ONCE: usize = 256;
 
-/// Tells udev the names of all filesystems that come after the given one, and waits for the links.
-/// Names are told in batches under the pool's lock. With the whole table locked, all pools would
-/// wait; without any lock, a name that is given meanwhile could be told before the former name.
+/// Announces to udev the names of all filesystems that come after the given one, and waits for the
+/// links. Names are announced in batches under the pool's lock. With the whole table locked, all
+/// pools would wait; without any lock, a name that is assigned meanwhile could be announced before
+/// the former name.
 fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let Ok(pool) = readable(granted, uuid) else { return wait_for_all(links) };
@@ -217,8 +219,8 @@ fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn Pe
     })
 }
 
-/// Waits for links in the reverse of the order in which udev was asked for them: when the last
-/// exist, the others do as well.
+/// Waits for links in the reverse of the order in which they were requested from udev: when the
+/// last ones exist, the others do as well.
 fn wait_for_all(mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
     match links.pop() {
         None => Step::Done(Ok(true)),

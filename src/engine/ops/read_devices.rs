@@ -1,5 +1,5 @@
-//! Reads the Stratis areas of devices: for the first time, and again for a pool about which
-//! something is about to be decided. Nothing is written here.
+//! Reads the Stratis areas of devices: for the first time, and again when an operation is about to
+//! make a decision about their pool. Nothing is written here.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
@@ -79,8 +79,8 @@ pub(super) fn renew(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) -> Opt
     unread
 }
 
-/// Reads what is at the node of a device now, if the node still belongs to that device; for an open
-/// LUKS device, also what its crypt device carries.
+/// Reads the device at this node again, if the node still belongs to that device; for an open LUKS
+/// device, also reads the contents of its crypt device.
 pub(super) fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
     let platform = engine.platform();
     let device = match platform.find_device(&known.device().path) {
@@ -110,9 +110,9 @@ pub(super) fn settle_set(platform: &dyn Platform, pool: PoolUuid, set: &mut Devi
 /// Which data devices of a running pool can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// The first, and so, as a rule, all of them.
+    /// The first device, and so, as a rule, all of them.
     First,
-    /// Not the first, but others.
+    /// Not the first device, but others.
     Others,
     /// None of them.
     None,
@@ -120,7 +120,7 @@ pub(super) enum Reach {
 
 /// Finds out which data devices of a pool can still be reached. A device that has come back under
 /// another node is the same device: from now on its metadata is written there. The pool's tables
-/// still lead to the dead device.
+/// still lead to the lost device.
 pub(super) fn find_members(engine: &Engine, pool: &mut Pool) -> Reach {
     let platform = engine.platform();
     let beside = engine.registry().beside(pool.uuid()).unwrap_or_default();
@@ -128,7 +128,7 @@ pub(super) fn find_members(engine: &Engine, pool: &mut Pool) -> Reach {
     for (place, device) in data.into_iter().enumerate() {
         let Some(member) = pool.members.get_mut(device) else { continue };
         let is_there = |path: &Path, header: &StaticHeader| {
-            // A device that is taken for gone is not told of the stop, so a single error is no
+            // The stop is not recorded on a device that is taken for gone, so a single error is no
             // proof.
             let load = || Bda::load(platform, path, Repair::ReadOnly);
             let found = load().or_else(|_| load()).or_else(|_| load()).ok().flatten();

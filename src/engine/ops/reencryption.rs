@@ -4,12 +4,12 @@
 //!
 //! # Order, and why it survives a power cut
 //!
-//! The record of the pool decides whether the pool is encrypted. To encrypt, a LUKS2 header that
-//! says that nothing is encrypted yet is first written in front of the plain data. Then the record
+//! The record of the pool decides whether the pool is encrypted. To encrypt it, a LUKS2 header is
+//! first written in front of the plain data; it says that nothing is encrypted yet. Then the record
 //! is written, the tables are moved onto the crypt device, and only then is any data encrypted. To
-//! decrypt, all data is decrypted, then the record is written, and the header is wiped last. So at
-//! every moment, record and header together say where each byte is and which job has to go on.
-//! Set-up reads that from them and continues the job ([`setup`](crate::engine::setup)).
+//! decrypt it, all data is decrypted, then the record is written, and the header is wiped last. So
+//! at every moment, record and header together say where each byte is and which job has to
+//! continue. Set-up derives that from them and continues the job ([`setup`](crate::engine::setup)).
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ use crate::{
     view::{self, Availability},
 };
 
-/// Encrypts a pool. `false`: the pool is encrypted already.
+/// Encrypts a pool. `false`: the pool is already encrypted.
 pub fn encrypt_pool(uuid: PoolUuid, new: Vec<NewBinding>) -> Step<Result<bool>> {
     begin(uuid, ReencryptionMode::Encrypt, move |claim| encrypt(uuid, new, claim))
 }
@@ -57,11 +57,11 @@ pub fn decrypt_pool(uuid: PoolUuid) -> Step<Result<bool>> {
     begin(uuid, ReencryptionMode::Decrypt, move |claim| decrypt(uuid, claim))
 }
 
-/// What has to be done, found by a look at the pool before a job.
+/// What has to be done for a request, found by a look at the pool before the job.
 enum JobOutlook {
-    /// Nothing: the pool is as requested already.
+    /// Nothing: the pool is already as requested.
     Nothing,
-    /// The job has been begun before and has to be completed.
+    /// The job was begun before and has to be completed.
     GoOn,
     /// The job has to be begun.
     Begin,
@@ -81,7 +81,7 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<JobOutlook> {
         (MetadataVersion::V1, ReencryptionMode::Encrypt | ReencryptionMode::Decrypt) => {
             Err(Error::OnlyVersion2 { pool: pool.name().clone() })
         }
-        // The crypt device has to be extended first, which takes the volume key.
+        // The crypt device has to be extended first, which requires the volume key.
         (MetadataVersion::V2, ReencryptionMode::Reencrypt | ReencryptionMode::Decrypt) if pool.lacks_volume_key() => {
             Err(Error::VolumeKey { pool: pool.uuid() })
         }
@@ -89,7 +89,7 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<JobOutlook> {
     }
 }
 
-/// Claims the pool for a job, and looks whether there is anything to do.
+/// Claims the pool for a job, and looks whether any work is to be done.
 fn begin(
     uuid: PoolUuid,
     work: ReencryptionMode,
@@ -102,8 +102,8 @@ fn begin(
         };
         read_pool(uuid, move |_, pool| {
             let done = match outlook(pool, work) {
-                // A version 1 pool is refused for its version before the answer that nothing has to
-                // be done.
+                // A version 1 pool is refused for its version before the request is answered with
+                // "nothing to do".
                 Ok(JobOutlook::Nothing) if pool.version() == MetadataVersion::V1 => {
                     return Step::Done(Err(Error::OnlyVersion2 { pool: pool.name().clone() }));
                 }
@@ -133,7 +133,8 @@ fn encrypt(uuid: PoolUuid, new: Vec<NewBinding>, claim: Claim) -> Step<Result<()
     })
 }
 
-/// Makes a LUKS device of what the data lies on, and moves the pool onto its crypt device.
+/// Turns the device that the data lies on into a LUKS device, and moves the pool onto its crypt
+/// device.
 fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>> {
     change(uuid, |engine, pool| {
         put_space_ahead(engine.platform(), pool)?;
@@ -178,7 +179,7 @@ fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Step<Result<()>> {
             }
             Err(error) => {
                 // What the record may name, or the pool may lie on, must stay: the header, and the
-                // opened device, which the next daemon could not open without a key.
+                // crypt device, which the next daemon could not open without a key.
                 let error = match error.leaves() < Availability::NoPoolChanges {
                     true => undo.run(platform, error),
                     false => {
@@ -285,7 +286,7 @@ fn prepare_new_key(
         let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
         platform.luks_change(&device, None, &changes).map(drop)
     });
-    // The keyslots of the old key are destroyed in the end, so each passphrase must be the right
+    // The keyslots of the old key are destroyed at the end, so each passphrase must be the right
     // one.
     for (binding, passphrase) in passphrases {
         platform.luks_open(&luks_device.device, None, Unlock { passphrase, keyslot: Some(binding.keyslot) })?;
@@ -314,7 +315,7 @@ fn decrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
     })
 }
 
-/// Shows in the pool that a job is about to begin.
+/// Shows in the view of the pool that a job is about to start.
 fn announce(
     uuid: PoolUuid,
     work: ReencryptionMode,
@@ -328,7 +329,7 @@ fn announce(
         match (pool, undo) {
             (Ok(pool), undo) => {
                 pool.note_work(Some(Arc::new(view::ReencryptionJob::new(work, platform.now()))));
-                // From here on the header says how the job goes on.
+                // From here on the header says how the job continues.
                 if let Some(undo) = undo {
                     undo.forget();
                 }

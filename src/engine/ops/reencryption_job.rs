@@ -1,10 +1,11 @@
-//! Runs the re-encryption job of a pool from where the headers say it is to its end, and records the
-//! result.
+//! Runs the re-encryption job of a pool from the point that the headers record to its end, and
+//! records the result.
 //!
 //! The pool is used as always while a job runs; the job has a thread of its own and holds no lock.
 //! The crypt device cannot be extended meanwhile, so it gets space for the growth of the pool
-//! beforehand. A request that wants to use the pool alone (a stop) makes the job pause where it is.
-//! The job goes on when the pool is available again, also for the request that asked for the job.
+//! beforehand. A request that wants to use the pool alone (a stop) makes the job pause. The job
+//! continues when the pool is available again, and the request that asked for the job waits until
+//! then.
 
 use std::sync::Arc;
 
@@ -35,13 +36,13 @@ use crate::{
     view::{self, Availability},
 };
 
-/// Claims a pool for a job. Nothing else may change the LUKS devices of the pool or what they lie
-/// on: requests that add devices claim this, too.
+/// Claims a pool for a job. No other request may change the LUKS devices of the pool or the devices
+/// below them: requests that add devices claim this key, too.
 pub(super) fn claim(engine: &Engine, uuid: PoolUuid) -> std::result::Result<Claim, Wait> {
     engine.claims().claim_work(uuid, [Key::Encryption(uuid)])
 }
 
-/// Goes on with a job that was cut short.
+/// Continues a job that was interrupted.
 pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
     go_on(uuid).map(move |result| {
         if let Err(error) = result {
@@ -50,19 +51,19 @@ pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
     })
 }
 
-/// Goes on with a job that may have had to wait for this key.
+/// Continues a job that may have had to wait for this key.
 pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         match readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
-            // The request that works on the pool may have looked for the key just before. When it
-            // has given up, the job is tried again.
+            // The request that works on the pool may have looked for the key just before it was
+            // set. Once that request has given up, the job is tried again.
             true => resume(uuid),
             false => Step::Done(()),
         }
     })
 }
 
-/// Goes on with a pool's unfinished job, unless somebody else does.
+/// Continues a pool's unfinished job, unless another request is doing so.
 pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
     Step::brief(move |engine| {
         let claim = match claim(engine, uuid) {
@@ -70,16 +71,16 @@ pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
             Err(taken) => return Step::parked(taken, go_on(uuid)),
         };
         read_pool(uuid, move |_, pool| match pool.job() {
-            // Somebody else has completed the job.
+            // Another request has completed the job.
             None => Step::Done(Ok(())),
             Some(_) => run(uuid, JobStart::Resume, claim),
         })
     })
 }
 
-/// How a job is begun.
+/// How a job starts.
 pub(super) enum JobStart {
-    /// As the headers say.
+    /// From the point that the headers record.
     Resume,
     /// With these keys, one for each LUKS device.
     Reencrypt(Vec<NewKey>),
@@ -93,7 +94,7 @@ pub(super) struct NewKey {
     pub to: u32,
 }
 
-/// What a job needs to know of the pool.
+/// What a job needs to know about the pool.
 struct JobContext {
     version: MetadataVersion,
     luks_devices: Vec<LuksLocation>,
@@ -135,7 +136,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
                 let worked = mended(|| work(engine, uuid, &job, start), given_up);
                 let interrupted = matches!(worked, Ok(ReencryptionEnd::Interrupted));
                 if interrupted && !is_begun(engine.platform(), &job) {
-                    // Nothing says any more what was to be done.
+                    // No record says any more what was to be done.
                     let error = Error::NotBegun { pool: job.name.clone() };
                     return finish(uuid, job, Err(error), claim);
                 }
@@ -154,7 +155,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
     })
 }
 
-/// Shows in the pool that the job on its data has panicked.
+/// Shows in the view of the pool that the job on its data has panicked.
 fn give_up(uuid: PoolUuid) -> Step<()> {
     Step::write(uuid, move |_, granted| {
         if let Ok(pool) = writable(granted, uuid) {
@@ -164,7 +165,7 @@ fn give_up(uuid: PoolUuid) -> Step<()> {
     })
 }
 
-/// Waits for a request that wants to use the pool alone. Afterwards the job goes on, unless the
+/// Waits for a request that wants to use the pool alone. Afterwards the job continues, unless the
 /// pool is gone.
 fn wait_and_go_on(uuid: PoolUuid, job: JobContext) -> Step<Result<()>> {
     Step::brief(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
@@ -173,8 +174,8 @@ fn wait_and_go_on(uuid: PoolUuid, job: JobContext) -> Step<Result<()>> {
             Err(Error::NoPool(_)) => Step::Done(Err(job.interrupted("pool has been stopped"))),
             Ok(()) => Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
                 Step::Done(match readable(granted, uuid) {
-                    // Between two devices of version 1, only the interrupted job knew how to go on,
-                    // and reading the pool again has discarded that.
+                    // When a job is interrupted between two devices of version 1, only the job in
+                    // memory knows how to continue, and reading the pool again has discarded that.
                     Ok(pool) if !job.is_recorded(pool) => Err(job.interrupted("pool has been looked at anew")),
                     _ => Ok(()),
                 })
@@ -193,7 +194,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
         let watch = |progress: Progress| {
             let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
             let (done, total) = (in_all(progress.done), in_all(progress.total).max(1));
-            // Each of several devices counts as much as the one in progress.
+            // Each LUKS device counts as much as the one in progress.
             let done_in_all = total.saturating_mul(at).saturating_add(done);
             job.work.note(done_in_all, total.saturating_mul(count), platform.now());
             let tenths = done / total.div_ceil(10).max(1);
@@ -234,7 +235,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
                     None => Ok(ReencryptionEnd::Finished),
                 }
             }
-            // Completed before the job was cut short.
+            // This device was completed before the job was interrupted.
             (JobStart::Resume | JobStart::Decrypt, _) => Ok(ReencryptionEnd::Finished),
         };
         let ended = match begun {
@@ -262,7 +263,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
 }
 
 /// Replaces the old volume key by the new one in the daemon's keyring. If the new key is not
-/// available now, the keyring has none: the old one is of no use any more.
+/// available now, the keyring holds no volume key: the old one has become useless.
 fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, luks_device: &LuksLocation) {
     let renew = || -> Result<()> {
         let bindings = bindings_of(MetadataVersion::V2, &read(platform, &luks_device.device)?)?;
@@ -287,8 +288,8 @@ fn is_begun(platform: &dyn Platform, job: &JobContext) -> bool {
     job.luks_devices.iter().any(|luks_device| !read(platform, &luks_device.device).is_ok_and(is_untouched))
 }
 
-/// The new volume key in the header of a LUKS device that the job had not reached when it was cut
-/// short on another one.
+/// The new volume key in the header of a LUKS device that the job had not reached when it was
+/// interrupted on another one.
 fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<NewKey>> {
     let mut failed = None;
     for (binding, to) in bindings.iter().filter_map(|binding| Some((binding, binding.next?))) {
@@ -339,8 +340,8 @@ fn finish(uuid: PoolUuid, job: JobContext, worked: Result<()>, claim: Claim) -> 
     })
 }
 
-/// After a failure: a job that has been begun stays unfinished; what was prepared for a job that
-/// has not been begun is taken back.
+/// After a failure: a job that has been begun stays unfinished; the preparations for a job that has
+/// not been begun are taken back.
 fn leave(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]) -> Result<()> {
     let headers = read_headers(platform, luks_devices)?;
     if headers.iter().any(|header| matches!(header.state, DataEncryption::Unfinished { .. })) {
@@ -427,7 +428,7 @@ mod tests {
         };
         check(&[1], &[], true);
         check(&[0, 1], &[0], true);
-        // Nothing has happened, or the new keyslot has been taken back.
+        // The job has not begun, or the new keyslot has been taken back.
         check(&[0, 1], &[1], false);
         check(&[0], &[], false);
     }

@@ -25,9 +25,10 @@ use crate::{
     view::Availability,
 };
 
-/// Forgets what is known of pools and reads everything again. Running pools are read from their
-/// devices, and what is up of them is adopted; then all other devices are read, as at the start. A
-/// running pool that cannot be read goes on as it is, and the error says so.
+/// Forgets what is known about pools and reads everything again. Running pools are read from their
+/// devices, and those of their device-mapper devices that are up are adopted; then all other
+/// devices are read, as at the start of the daemon. A running pool that cannot be read continues as
+/// it is, and the error says so.
 pub fn refresh() -> Step<Result<()>> {
     Step::locked(Access::Table(Mode::Shared), |_, granted| {
         let Granted::Table(table) = granted else { return Step::Done(Ok(())) };
@@ -41,7 +42,7 @@ pub fn refresh() -> Step<Result<()>> {
     })
 }
 
-/// Runs a chain for each item, whether or not the others fail. Returns the first error.
+/// Runs a chain for each item, even if earlier ones fail. Returns the first error.
 fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Step<Result<()>>) -> Step<Result<()>> {
     match items.pop() {
         None => Step::Done(Ok(())),
@@ -51,12 +52,13 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Step<Result<(
 }
 
 fn refresh_pool(uuid: PoolUuid) -> Step<Result<()>> {
-    // If the record is ahead of the crypt device, the volume key is needed to extend the crypt
-    // device, and no key is derived while the pool is locked.
+    // If the recorded size is ahead of the crypt device, the volume key is needed to extend the
+    // crypt device, and no key is derived while the pool is locked.
     super::encryption::load_by_keyring(uuid).then(move |()| refresh_undisturbed(uuid))
 }
 
-/// Reads a pool again when no work is under way in it; reading would take that work for left over.
+/// Reads a pool again when no work is under way in it; during such work, its unfinished devices
+/// would be taken for left over.
 fn refresh_undisturbed(uuid: PoolUuid) -> Step<Result<()>> {
     let refreshed = drain_pool(uuid, writable, move |engine, pool, drain| {
         // The pool has ended meanwhile.
@@ -66,7 +68,8 @@ fn refresh_undisturbed(uuid: PoolUuid) -> Step<Result<()>> {
             engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
         }
         if pool.job().is_some() {
-            // A re-encryption job that is under way goes on by itself, but it may have been halted.
+            // A re-encryption job that is under way continues by itself, but it may have been
+            // halted.
             engine.begin(format!("re-encryption job of pool {uuid}"), super::reencryption_job::resume(uuid));
         }
         drop(drain);
@@ -81,7 +84,7 @@ fn refresh_undisturbed(uuid: PoolUuid) -> Step<Result<()>> {
     })
 }
 
-/// Reads a running pool from its devices and adopts what is up of it.
+/// Reads a running pool from its devices and adopts those of its device-mapper devices that are up.
 fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks>>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
@@ -101,7 +104,7 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
             Ok(announce(engine, pool, pool.filesystems.values()))
         }
         Err(cause) => {
-            // The set-up that failed may have unmounted it.
+            // The failed set-up may have unmounted the metadata volume.
             let mount = || Mdv::new(platform, uuid).mount(&platform.dm_node(&Role::Mdv.name(uuid)));
             if let Err(error) = mount().or_else(|_| mount()) {
                 pool.restrict(

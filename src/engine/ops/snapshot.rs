@@ -1,5 +1,6 @@
 //! Takes snapshots and schedules reverts (`docs/spec/engine/storage-stack.md` §9.3, 9.6). The
-//! revert itself is done when the pool is next set up: see [`revert`](crate::engine::revert).
+//! revert itself is carried out when the pool is next set up: see
+//! [`revert`](crate::engine::revert).
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -26,7 +27,7 @@ use crate::{
     view::Availability,
 };
 
-/// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
+/// Makes a snapshot. `None`: a filesystem of that name and of the origin's size already exists.
 pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Step<Result<Option<FsUuid>>> {
     write_pool(uuid, move |engine, pool| {
         match exists(pool, origin, &name) {
@@ -75,12 +76,12 @@ struct PlannedSnapshot {
     record: FilesystemRecord,
     /// Number and name of the origin's thin device.
     origin: (u32, String),
-    /// The origin is mounted, so the log of its XFS has something in it.
+    /// The origin is mounted, so the log of its XFS may have to be replayed.
     mounted: bool,
     claim: Claim,
 }
 
-/// Plans the snapshot. From here on it counts as a filesystem in the making.
+/// Plans the snapshot. From here on it counts as a filesystem that is being made.
 fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<PlannedSnapshot> {
     let platform = engine.platform();
     let source = pool.filesystem(origin)?.clone();
@@ -111,7 +112,7 @@ struct SuspendedDevice {
 }
 
 impl SuspendedDevice {
-    /// Writes out the I/O that is under way and holds back new I/O.
+    /// Writes out the I/O in flight and holds back new I/O.
     fn hold(platform: Arc<dyn Platform>, device: String) -> Result<SuspendedDevice> {
         // Built before the suspend: a suspend that fails or panics may still have taken effect.
         let suspended = SuspendedDevice { platform, device, is_over: false };
@@ -124,7 +125,7 @@ impl SuspendedDevice {
     }
 
     fn resume(&mut self) -> platform::Result<()> {
-        // A second try costs nothing, compared with a file system that hangs.
+        // A second attempt costs little, compared with a file system that hangs.
         let resume = || self.platform.dm_resume(&self.device, Visibility::Public);
         let resumed = resume().or_else(|_| resume());
         self.is_over |= resumed.is_ok();
@@ -144,8 +145,8 @@ impl Drop for SuspendedDevice {
 
 /// Takes the snapshot, with its origin suspended.
 ///
-/// The suspend first writes out the data that is under way. If the thin pool is just running out of
-/// space, that waits until the pool's check has found more. So the pool is not locked during the
+/// The suspend first writes out the data in flight. If the thin pool is just running out of space,
+/// the suspend waits until a check of the pool has found more. So the pool is not locked during the
 /// suspend.
 fn take(uuid: PoolUuid, planned: PlannedSnapshot) -> Step<Result<Option<FsUuid>>> {
     Step::blocking(move |engine| {
@@ -176,7 +177,7 @@ fn begin(engine: &Engine, pool: &mut Pool, planned: PlannedSnapshot, suspended: 
     filesystems::make_thin(engine, pool, vec![record], claim, |id| {
         let taken = platform.dm_message(&thin_pool, &format!("create_snap {id} {origin}"));
         if taken.as_ref().is_err_and(|error| error.errno() == Some(nix::libc::EEXIST)) {
-            // The snapshot is taken again, and its origin has to be suspended then too.
+            // `make_thin` takes the snapshot again, and the origin has to be suspended then, too.
             return taken;
         }
         suspended.take().map_or(Ok(()), SuspendedDevice::release)?;
@@ -200,7 +201,7 @@ fn go_on(platform: &dyn Platform, origin: &str, cause: Error) -> Error {
     }
 }
 
-/// Gives the snapshot an identity of its own, without the pool's lock, and takes it into the pool.
+/// Gives the snapshot an identity of its own, without the pool's lock, and adds it to the pool.
 fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Step<Result<Option<FsUuid>>> {
     filesystems::complete_each(uuid, batch, move |platform, device, id| xfs::identify(platform, device, id, mounted))
         .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))

@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Starts a pool. `None`: the pool runs already.
+/// Starts a pool. `None`: the pool is already running.
 pub fn start_pool(which: PoolRef, unlock: UnlockOptions, cache: CacheTier) -> Step<Result<Option<Started>>> {
     locate(which).then(move |found| match found {
         Ok(PoolState::Running(uuid)) => already(uuid, unlock, cache),
@@ -45,8 +45,8 @@ fn start_stopped(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Ste
     Step::slow(Share::Pool(uuid), move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
-            // The pool may run when this wait ends, and still be known as one that does not: an
-            // event of one of its devices may say so.
+            // When this wait ends, the pool may be running although the registry still lists it as
+            // stopped, because of an event of one of its devices.
             Err(taken) => return Step::parked(taken, start_pool(PoolRef::Uuid(uuid), unlock, cache)),
         };
         let Some(mut set) = engine.registry().get(uuid) else {
@@ -59,14 +59,15 @@ fn start_stopped(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Ste
             unread = renew(engine, uuid, &mut set);
             Rollback::new().guard(platform, |undo| {
                 open_devices(engine, &mut set, &unlock, undo)?;
-                // A device that cannot be read may say that the others are not left over.
+                // The metadata on a device that cannot be read may say that the other devices are
+                // not left over.
                 if unread.is_none() {
                     leftovers::end(engine, uuid, &set)?;
                 }
                 admissible(uuid, &set, cache)
             })
         });
-        // A device that cannot be read counts as missing; its error is the reason.
+        // A device that cannot be read counts as missing; its error is the reason to report.
         let ready = ready.map_err(|error| match (error, unread) {
             (Error::DevicesMissing { .. } | Error::Unusable { .. } | Error::NoMetadata(_), Some(unread)) => unread,
             (error, _) => error,
@@ -78,7 +79,7 @@ fn start_stopped(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Ste
         let ready = Name::new(&metadata.name).map_err(Error::from).and_then(|name| {
             check_unlock(&unlock, &name, metadata.is_encrypted() || set.luks_devices().next().is_some())?;
             if cache == CacheTier::Drop && set.partial {
-                // What is up may lie on the cache.
+                // The devices that are up may lie on the cache.
                 take_down::clean_up(platform, uuid, None)?;
             }
             Ok(())
@@ -90,8 +91,8 @@ fn start_stopped(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Ste
     })
 }
 
-/// Opens the LUKS devices of a pool and reads what they carry. A LUKS device that cannot be opened
-/// does no harm if the other devices say that it does not belong to the pool.
+/// Opens the LUKS devices of a pool and reads the contents of their crypt devices. A LUKS device
+/// that cannot be opened does no harm if the other devices say that it does not belong to the pool.
 fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &UnlockOptions, undo: &mut Rollback) -> Result<()> {
     if matches!(set.verdict(), DeviceSetVerdict::Clash(..)) {
         // It is unknown which LUKS device to open.

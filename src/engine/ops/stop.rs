@@ -1,7 +1,7 @@
 //! Stops pools (`docs/spec/engine/engine-behaviour.md` §4, 9, `storage-stack.md` §10.3).
 //!
-//! The write of `started: false` is the commit point of a stop. What comes before it is taken back
-//! if something fails, and undone by a power cut. What comes after it is only the rest of the
+//! The write of `started: false` is the commit point of a stop. The steps before it are taken back
+//! if one of them fails, and a power cut undoes them. The steps after it are only the rest of the
 //! take-down. If that fails, the pool is *partially constructed*: it does not run, and some of its
 //! device-mapper devices are up. Such a pool can be stopped again, which takes the rest down, or
 //! started, which adopts the devices.
@@ -34,9 +34,9 @@ use crate::{
 pub enum StopOutcome {
     /// The pool ran and has been stopped.
     Done(PoolUuid),
-    /// The pool did not run; the devices of it that were up have been taken down.
+    /// The pool did not run; those of its devices that were up have been taken down.
     CleanedUp(PoolUuid),
-    /// The pool did not run, and nothing of it was up.
+    /// The pool did not run, and none of its devices was up.
     Already,
     /// The pool has been stopped, but some of its devices could not be taken down, because of this
     /// error.
@@ -98,19 +98,19 @@ fn stop_running(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
     })
 }
 
-/// Refuses if a filesystem is mounted, before anything is taken down. That includes a filesystem
-/// that could not be set up because its device was not as it should be.
+/// Refuses if a filesystem is mounted, before any device is taken down. That includes a filesystem
+/// that could not be set up because its device was not in the expected state.
 fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
     let set_up = pool.filesystems.values().map(|filesystem| (filesystem.name.clone(), filesystem.number));
     let failed = pool.filesystems.failed().filter_map(|record| {
-        // The take-down itself finds what this lookup cannot tell.
+        // The take-down itself notices what this lookup cannot find out.
         let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
         Some((Name::new(&record.name).ok()?, device.number))
     });
     filesystems::check_unmounted(platform, set_up.chain(failed))
 }
 
-/// Takes a pool down and records that it is stopped. Returns the error that left something up, if
+/// Takes a pool down and records that it is stopped. Returns the error that left a device up, if
 /// any.
 ///
 /// # Errors
@@ -121,7 +121,8 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     check_unmounted(platform, pool)?;
     let was_decided = pool.meta().destroying.is_some() || pool.meta().started == Some(false);
     let reach = match was_decided {
-        // A request that then panicked has decided the stop; the pool's devices may be closed.
+        // A request that has panicked since has decided the stop; the pool's LUKS devices may be
+        // closed.
         true => Reach::First,
         false => find_members(engine, pool),
     };
@@ -140,7 +141,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
             })
         });
     match decided {
-        // Nothing can be brought up again on devices that are gone; the pool can be stopped once
+        // Layers cannot be brought up again on devices that are gone; the pool can be stopped once
         // more.
         Err(cause) if reach == Reach::None => return Err(cause),
         Err(cause) => return Err(setup::back_up_after(platform, pool, cause)),
@@ -158,7 +159,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
         take_down::take_backstore_down(platform, &mut pool.stack, uuid)?;
         pool.members.close_luks_devices(platform)
     };
-    // A single failure is no reason to leave something up.
+    // A single failure is no reason to leave a device up.
     let left_up = take_down().or_else(|_| take_down()).err();
     volume_keys::forget(platform, uuid);
     if let Some(error) = &left_up {
@@ -190,7 +191,7 @@ fn forget_gone(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) {
     }
 }
 
-/// Takes down what is up of a pool that does not run.
+/// Takes down all device-mapper devices of a pool that does not run.
 fn clean_up(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let which = PoolRef::Uuid(uuid);
@@ -200,11 +201,11 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
             Err(taken) => return Step::parked(taken, stop_pool(which)),
         };
         let platform = engine.platform();
-        // What is known may be out of date: a start that panicked has not reported.
+        // The registry may be out of date: a start that panicked has not updated it.
         let partial =
             engine.registry().get(uuid).map(|set| set.partial || take_down::anything_up(platform, uuid, &set));
         match partial {
-            // The pool has come up meanwhile.
+            // The pool has started meanwhile.
             None => {
                 drop(claim);
                 stop_pool(which)
@@ -214,7 +215,7 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
                 let mut set = engine.registry().get(uuid);
                 let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), DeviceSetVerdict::Destroying(_)));
                 if let Some(set) = destroyed {
-                    // The devices that are still up have kept the pool from being wiped.
+                    // The devices that were still up have kept the pool from being wiped.
                     let ended =
                         renew(engine, uuid, set).map_or(Ok(()), Err).and_then(|()| leftovers::end(engine, uuid, set));
                     if engine.registry().get(uuid).is_none() {

@@ -1,4 +1,4 @@
-//! What is allowed in a pool, and why not more.
+//! What is allowed in a pool, and what restricts it.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Pool {
-    /// Lowers the availability to `level`. A lower level that is in force stays.
+    /// Lowers the availability to `level`. If it is lower already, it stays.
     pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
         let reason: Arc<str> = reason.into().into();
         if self.restrictions.note_damage(level, Arc::clone(&reason)) {
@@ -19,7 +19,7 @@ impl Pool {
     }
 
     /// Notes whether the thin pool is out of metadata space. Unlike a restriction by
-    /// [`Pool::restrict`], this one ends as soon as there is some.
+    /// [`Pool::restrict`], this one ends as soon as the thin pool has metadata space again.
     pub(in crate::engine) fn note_starved(&mut self, starved: bool) {
         if !self.restrictions.note_starved(starved) {
             return;
@@ -36,7 +36,8 @@ impl Pool {
         self.restrictions.is_starved()
     }
 
-    /// Notes whether the record is unsure, and why. While it is, the pool must not be changed.
+    /// Notes whether the record is unsure, and why. While it is unsure, the pool must not be
+    /// changed.
     pub(in crate::engine) fn note_unsure(&mut self, reason: Option<String>) {
         match &reason {
             Some(reason) => log::error!("pool {} is not changed any more: {reason}", self.name),
@@ -46,7 +47,7 @@ impl Pool {
         self.show_availability();
     }
 
-    /// Whether the record is unsure and can be made sure, which requires that the pool is as it was
+    /// Whether the record is unsure and can be made sure. That requires the pool to be as it was
     /// before the failed change. A pool with a device that has grown is not: the device itself
     /// records the larger size. The next set-up completes the growth.
     pub(in crate::engine) fn may_be_sure(&self) -> bool {
@@ -65,8 +66,8 @@ impl Pool {
         self.note_damage(error.leaves_in_kernel(), error);
     }
 
-    /// As [`Pool::note_failure`], for a pool that is not as it was before and stays so until its
-    /// next set-up.
+    /// As [`Pool::note_failure`], for a pool that has changed in spite of the failure and stays so
+    /// until its next set-up.
     pub(in crate::engine) fn note_failure_for_good(&mut self, error: &Error) {
         self.note_damage(error.leaves(), error);
     }
@@ -82,12 +83,12 @@ impl Pool {
     }
 
     /// As [`Pool::check_requests`], for requests that may bring space to the thin pool. A lack of
-    /// metadata space does not block them.
+    /// metadata space does not block these.
     pub(in crate::engine) fn check_requests_for_space(&self) -> Result<()> {
         if self.restrictions.is_sound() { Ok(()) } else { self.check_requests() }
     }
 
-    /// Refuses every change of a pool whose state is not known to be right (mark C).
+    /// Refuses every change of a pool whose state may be wrong (mark C).
     pub(in crate::engine) fn check_changes(&self) -> Result<()> {
         self.check_level(Availability::NoPoolChanges)
     }

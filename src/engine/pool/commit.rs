@@ -1,13 +1,13 @@
-//! The record of a pool, that is its pool metadata. This is the only place that changes it.
+//! The record of a pool, which is its pool metadata. Only this file changes it.
 //!
 //! # Order, and why it survives failures
 //!
 //! A change replaces a former state by a new one. [`Pool::commit`] gets both. The new state is
-//! decided once it is on a device that the former state names, too: a record only on new devices
-//! would be missed if these devices went away. A state that is not decided may still be on some
-//! device, because a write that reports a failure may have been carried out. So the former state is
-//! written once more, with a newer stamp, to every device that it names. One of these writes is
-//! enough: the newest stamp counts, and a pool is set up only with all its devices.
+//! decided once it is on a device that the former state names, too: a record that is only on new
+//! devices would be missed if these devices disappeared. A state that is not decided may still be
+//! on some device, because a write that reports a failure may have been carried out. So the former
+//! state is written once more, with a newer stamp, to every device that it names. One successful
+//! write is enough: the newest stamp counts, and a pool is set up only with all its devices.
 //!
 //! If these writes fail, too, the record is *unsure* ([`Error::Unrecorded`]): the next set-up finds
 //! one state or the other. Memory and kernel keep the former state, the pool is not changed any
@@ -31,9 +31,9 @@ use crate::{
     platform::{Platform, Timestamp},
 };
 
-/// Bytes of a device's metadata area that are reserved for changes that must always be possible: to
-/// stop and to destroy the pool, to let writes fail when no space can be handed out, to note how
-/// the pool is encrypted.
+/// Bytes of a device's metadata area that are reserved for changes that must always be possible:
+/// stopping and destroying the pool, letting writes fail when no space can be handed out, and
+/// recording how the pool is encrypted.
 pub const RESERVE_BYTES: u64 = 4096;
 
 impl Pool {
@@ -121,8 +121,8 @@ impl Pool {
     ) -> Error {
         let overruled = match old {
             Some(old) => self.save(platform, Choose::Everywhere, old, None),
-            // There was no pool. A device that cannot be wiped now is wiped when the daemon next
-            // sees it.
+            // The former state was that there is no pool. A device that cannot be wiped now is
+            // wiped when the daemon next sees it.
             None => {
                 let condemned = Some(Timestamp::default());
                 let none = PoolMetadata { destroying: condemned, started: Some(false), ..new.clone() };
@@ -165,8 +165,8 @@ impl Pool {
         meta: &PoolMetadata,
         decides: Option<&PoolMetadata>,
     ) -> Result<()> {
-        // Include devices that are not written this time: none may hold a state newer than the
-        // newest.
+        // Include devices that are not written this time: no device may hold a stamp newer than
+        // that of this save.
         let last = self.members.values().filter_map(|member| member.bda.last_tried()).max();
         let stamp = next_stamp(platform.now(), last);
         let json = meta.stamped(stamp).encode(self.version());
@@ -183,7 +183,8 @@ impl Pool {
         let is_decided = decided.into_iter().any(|uuid| deciding.as_ref().is_none_or(|named| named.contains(uuid)));
         let mut failed = saved.failed.into_iter();
         if !is_decided {
-            // All deciding devices were tried, or were in the choice. So one of them failed.
+            // All deciding devices were tried, or were among the chosen ones. So at least one of
+            // them failed.
             if let Some((_, source)) = failed.next_back() {
                 return Err(bda::BdaError::NotSaved { tried: ids.len(), source: Box::new(source) }.into());
             }

@@ -24,7 +24,7 @@ impl Pool {
         self.encryption.info.as_ref().ok_or_else(|| Error::NothingToOpen { pool: self.name.clone() })
     }
 
-    /// Whether the pool is encrypted, as a whole or device by device.
+    /// Whether the pool is encrypted: the whole pool (version 2) or each member (version 1).
     pub fn is_encrypted(&self) -> bool {
         self.encryption.info.is_some()
     }
@@ -79,7 +79,7 @@ impl Pool {
     /// Notes what the LUKS headers of the members say (encrypted pools of version 1).
     ///
     /// # Errors
-    /// If only some of the devices do.
+    /// If only some of the members lie on LUKS devices.
     pub(in crate::engine) fn note_luks_devices(&mut self) -> Result<()> {
         if self.version() == MetadataVersion::V1 {
             let bindings = self.members.values().map(|member| Some(&member.luks_device.as_ref()?.bindings));
@@ -117,7 +117,7 @@ impl Pool {
         self.show();
     }
 
-    /// Notes that nobody works on the re-encryption job any more, if there is one.
+    /// Notes that a re-encryption job, if there is one, is no longer being worked on.
     pub(in crate::engine) fn note_job_error(&mut self, why: &str) {
         if let Some(work) = &self.encryption.job {
             self.note_work(Some(Arc::new(work.stopped_by(why))));

@@ -1,4 +1,4 @@
-//! How a pool is encrypted, as far as the pool itself knows it.
+//! How a pool is encrypted, as the pool itself remembers it.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl PoolEncryption {
     pub fn needs_for_job(&self, key: &KeyDescription) -> bool {
         let opens = |info: &Info| match info.agreed() {
             Ok(bindings) => bindings.of_mechanism(&Mechanism::Keyring(key.clone())).count() > 0,
-            // Whether the job needs the key is unknown.
+            // It is unknown whether the job needs the key.
             Err(_) => true,
         };
         self.job.is_some() && self.info.as_ref().is_some_and(opens)

@@ -1,5 +1,5 @@
-//! The filesystems of a pool: those that are set up, those that could not be, and those that are
-//! being created. What the pool promises to one of them counts until the filesystem is gone, in
+//! The filesystems of a pool: those that are set up, those that could not be set up, and those that
+//! are being created. Names, thin device numbers and sizes count until the filesystem is gone, in
 //! whichever of the three groups it is.
 
 use std::{

@@ -1,6 +1,6 @@
 //! What checks of a pool remember about its thin pool, so that the next check knows what has been
-//! tried, what has been learnt and when to look again. It can all be lost: the next set-up of the
-//! pool begins without it, except for the low-water mark, which it reads from the kernel.
+//! tried, what has been learnt and when to check again. All of it may be lost: the next set-up of
+//! the pool starts without it, except for the low-water mark, which it reads from the kernel.
 
 use std::time::Duration;
 
@@ -22,23 +22,23 @@ pub type MetadataDemand = (Sectors, u64);
 /// What checks remember about the growth of a thin pool.
 #[derive(Debug, Default)]
 pub struct GrowthMonitor {
-    /// The thin metadata could not grow as it should, and nothing has changed since that might make
-    /// it possible.
+    /// The thin metadata could not grow as it should, and nothing has changed since that might let
+    /// it grow.
     metadata_exhausted: bool,
     /// The size that the thin metadata should have, as computed for this demand.
     metadata_needed: Option<(MetadataDemand, Sectors)>,
     /// A growth that the kernel refused, with the space available then. The pool does not try that
-    /// growth again until the space changes.
+    /// growth again until the available space changes.
     refused: Option<(Growth, Sectors)>,
     /// The kernel's tables lag behind the recorded metadata.
     is_behind: bool,
     /// The low-water mark at which the kernel should raise an event; `None`: the usual one.
     low_water: Option<DataBlocks>,
-    /// When to check the pool again. No event tells that somebody is writing.
+    /// When to check the pool again. No event reports that programs are writing.
     look_again: Option<Duration>,
     /// Data blocks in use at the last check.
     data_used: Option<DataBlocks>,
-    /// How long no write was seen, as far as the checks can tell.
+    /// How long no write has been seen, as far as the checks can tell.
     quiet: Duration,
     /// State of the thin pool at the last check.
     thin_state: Option<State>,
@@ -57,8 +57,8 @@ impl GrowthMonitor {
         self.metadata_exhausted = true;
     }
 
-    /// Lets the next check try to extend the thin metadata again: there is more space, or less of
-    /// it is promised to filesystems.
+    /// Lets the next check try to extend the thin metadata again: more space has become available,
+    /// or less of it is promised to filesystems.
     pub fn retry_metadata(&mut self) {
         self.metadata_exhausted = false;
     }
@@ -131,7 +131,7 @@ impl GrowthMonitor {
         self.look_again = after;
     }
 
-    /// How long no write was seen.
+    /// How long no write has been seen.
     pub fn quiet(&self) -> Duration {
         self.quiet
     }

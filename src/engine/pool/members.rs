@@ -1,5 +1,5 @@
-//! The block devices of a pool, data and cache. Knows where they are, what their signature blocks
-//! say and which LUKS devices they lie in, not what the pool metadata uses them for.
+//! The block devices of a pool, data and cache: where they are, what their signature blocks say and
+//! which LUKS devices they lie on. This file does not know what the pool metadata uses them for.
 
 use std::{
     cmp::Ordering,
@@ -28,8 +28,8 @@ pub struct Member {
     pub geometry: Geometry,
     /// The device's BDA.
     pub bda: Bda,
-    /// The LUKS device of the device, in an encrypted version 1 pool. `device` is then the
-    /// crypt device on it.
+    /// The LUKS device below the member, in an encrypted version 1 pool. `device` is then the crypt
+    /// device on it.
     pub luks_device: Option<LuksDevice>,
 }
 
@@ -85,22 +85,23 @@ impl Members {
         self.0.values()
     }
 
-    /// The LUKS devices that members lie in.
+    /// The LUKS devices below members.
     pub fn luks_devices(&self) -> impl Iterator<Item = &LuksDevice> {
         self.0.values().filter_map(|member| member.luks_device.as_ref())
     }
 
-    /// The LUKS devices that members lie in, to change them.
+    /// The LUKS devices below members, to change them.
     pub fn luks_devices_mut(&mut self) -> impl Iterator<Item = &mut LuksDevice> {
         self.0.values_mut().filter_map(|member| member.luks_device.as_mut())
     }
 
-    /// The identifier of the member with this device number, its own or that of its LUKS device.
+    /// The identifier of the member that has this device number or lies on the LUKS device with
+    /// this number.
     pub fn with_number(&self, number: DeviceNumber) -> Option<DevUuid> {
         self.0.iter().find(|(_, member)| member.is(number)).map(|(uuid, _)| *uuid)
     }
 
-    /// Both LUKS devices and the crypt devices on them: device number, node, identifier.
+    /// Members and the LUKS devices below them: device number, node, identifier.
     pub fn nodes(&self) -> impl Iterator<Item = (DeviceNumber, PathBuf, DevUuid)> {
         let outer = self.0.iter().filter(|(_, member)| member.luks_device.is_some());
         let outer = outer.map(|(uuid, member)| (member.outer(), *uuid));
@@ -141,14 +142,14 @@ impl Members {
         member.geometry.size = size;
     }
 
-    /// Whether a member has grown and the pool metadata does not say so yet.
+    /// Whether a member has grown and the pool metadata does not record that yet.
     pub fn has_grown(&self) -> bool {
         self.0.values().any(|member| member.bda.header().flags.contains(HeaderFlags::GROWN))
     }
 
-    /// Repairs the signature blocks, once the metadata tells how unfinished requests ended:
-    /// rewrites damaged copies and clears the marks of those requests. A signature block that
-    /// cannot be written does no harm beside such metadata; the next set-up tries again.
+    /// Repairs the signature blocks once the metadata shows how unfinished requests ended: rewrites
+    /// damaged copies and clears the marks of those requests. A signature block that cannot be
+    /// written does no harm next to such metadata; the next set-up tries again.
     pub fn confirm(&mut self, platform: &dyn Platform) {
         let marks = HeaderFlags::UNCOMMITTED.with(HeaderFlags::GROWN);
         let members = self.0.values_mut();

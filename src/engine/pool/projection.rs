@@ -60,7 +60,7 @@ impl Projection {
         std::mem::take(&mut self.changed).then(|| self.view())
     }
 
-    /// Counts as changed, whatever was shown before.
+    /// Marks the view as changed, whatever was shown before.
     pub fn mark_changed(&mut self) {
         self.changed = true;
     }
@@ -74,7 +74,7 @@ impl Projection {
         }
     }
 
-    /// Shows a filesystem no longer.
+    /// Removes a filesystem from the view.
     pub fn hide_filesystem(&mut self, uuid: FsUuid) {
         self.changed |= self.shown.filesystems.remove(&uuid).is_some();
     }
@@ -90,7 +90,7 @@ impl Projection {
         self.changed = true;
     }
 
-    /// Shows what is allowed in the pool, and why not more.
+    /// Shows what is allowed in the pool, and what restricts it.
     pub fn show_availability(&mut self, availability: Availability, restriction: Option<Arc<str>>) {
         self.changed |= (availability, &restriction) != (self.shown.availability, &self.shown.restriction);
         (self.shown.availability, self.shown.restriction) = (availability, restriction);
@@ -109,7 +109,7 @@ impl Projection {
         }
     }
 
-    /// The view, to make the next one of it.
+    /// The view, from which the next one is made.
     pub fn shown(&self) -> &view::PoolView {
         &self.shown
     }

@@ -1,4 +1,5 @@
-//! What is recorded of a pool. Knows nothing of devices: `commit.rs` writes the record to them.
+//! What is recorded of a pool. The record does not depend on devices: `commit.rs` writes it to
+//! them.
 
 use crate::{
     base::ids::PoolUuid,
@@ -33,7 +34,7 @@ impl PoolRecord {
         self.version
     }
 
-    /// The metadata of which the pool is made.
+    /// The metadata from which the pool is set up.
     pub fn meta(&self) -> &PoolMetadata {
         &self.meta
     }
@@ -47,7 +48,7 @@ impl PoolRecord {
         recorded
     }
 
-    /// Takes over a state that is on the devices now. A state without a cache tier gives up the
+    /// Accepts a state that is on the devices now. If it has no cache tier, the record gives up the
     /// tier that the pool was set up without.
     pub fn accept(&mut self, mut new: PoolMetadata) {
         if new.backstore.cache_tier.is_none() {

@@ -1,12 +1,12 @@
-//! What restricts a pool. Three things do: damage, which stays until the next set-up; an unsure
-//! record; and a thin pool without metadata space. The last two may end by themselves. The worst of
-//! the three counts.
+//! What restricts a pool. There are three kinds of restriction: damage, which stays until the next
+//! set-up; an unsure record; and a thin pool without metadata space. The last two may end by
+//! themselves. The worst of the three counts.
 
 use std::sync::Arc;
 
 use crate::view::Availability;
 
-/// The reason of a restriction because the thin pool is out of metadata space.
+/// The reason shown while a thin pool without metadata space restricts its pool.
 pub(super) const STARVED: &str =
     "its thin pool has no space left for metadata; add a data device or destroy filesystems";
 
@@ -20,7 +20,7 @@ pub(super) struct Restrictions {
     /// back. The record is sure again once the former state has been written once more.
     unsure: Option<Arc<str>>,
     /// The thin pool is out of metadata space and could not get any. This ends by itself once there
-    /// is some.
+    /// is metadata space.
     starved: bool,
 }
 
@@ -46,7 +46,7 @@ impl Restrictions {
         }
     }
 
-    /// Notes damage, unless something as bad is known already. `false`: it is.
+    /// Notes damage, unless damage at least as bad is known already. `false`: it is.
     pub fn note_damage(&mut self, level: Availability, reason: Arc<str>) -> bool {
         let is_worse = level > self.damage_level();
         if is_worse {

@@ -1,4 +1,4 @@
-//! How much space a pool has, and who has it (`docs/spec/engine/storage-stack.md` §4, 11). These
+//! How much space a pool has, and what uses it (`docs/spec/engine/storage-stack.md` §4, 11). These
 //! figures follow from the record, the sizes of the members and the filesystems.
 
 use super::Pool;
@@ -77,7 +77,7 @@ impl Pool {
         layout::total(&self.meta().flex_devs.thin_meta_dev)
     }
 
-    /// Space left for filesystems if all of them are as large as they say.
+    /// Space left for filesystems if each of them uses its whole size.
     pub(in crate::engine) fn room(&self) -> Sectors {
         sizes::room(self.usable_size(), self.thin_metadata())
     }

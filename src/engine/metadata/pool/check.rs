@@ -124,7 +124,7 @@ pub fn check(metadata: &PoolMetadata, version: MetadataVersion, headers: &[Stati
                 return Err(Broken::CapOrder(Sectors::ZERO));
             }
             check_apart("the cap device", &mut flex, Sectors::ZERO, cap.length)?;
-            // With no overlap, no gap and this sum, the highest segment ends at the sum, too.
+            // Without overlaps or gaps and with this sum, the highest segment also ends at the sum.
             check_handed_out(used, cap.length)?;
             check_room(tier_size, used)
         }
@@ -192,8 +192,7 @@ fn check_data_tier(metadata: &PoolMetadata, version: MetadataVersion, headers: &
     total("data_tier", &allocs.iter().map(DeviceSegment::segment).collect::<Vec<_>>())
 }
 
-/// Checks the reservation of one device: whole blocks, and none at all if the settings ask for
-/// nothing.
+/// Checks the reservation of one device: whole blocks, or none at all if the settings reserve none.
 fn check_integrity(device: DevUuid, reserved: &[Segment], spec: &IntegritySpec) -> Result<()> {
     let whole = reserved.iter().all(|segment| segment.length.0 % INTEGRITY_UNIT.0 == 0);
     if whole && (!spec.asks_for_nothing() || reserved.is_empty()) { Ok(()) } else { Err(Broken::Integrity(device)) }

@@ -1,5 +1,5 @@
-//! The JSON form of values that have another shape in memory: objects whose known keys are a plain
-//! value elsewhere, with the other keys kept beside that value.
+//! The JSON form of values that have another shape in memory: objects whose known keys form a plain
+//! value in memory, next to which the other keys are kept.
 
 use std::collections::BTreeMap;
 
