@@ -45,10 +45,10 @@ impl Contents {
 
 #[derive(Default)]
 struct Device {
-    /// What a read returns: everything written.
+    /// The contents that reads return: everything written.
     contents: Contents,
-    /// What is there after a power cut, and what may be there too: whole sectors, in the order of
-    /// writing.
+    /// The contents that survive a power cut, and those that may survive it too: whole sectors, in
+    /// the order of writing.
     durable: Contents,
     unflushed: Vec<(u64, [u8; SECTOR])>,
     unreadable: BTreeSet<u64>,
@@ -66,7 +66,7 @@ impl Device {
         self.unflushed.clear();
     }
 
-    /// Loses power. Of the unflushed sectors only those in `subset` stay.
+    /// Loses power. Of the unflushed sectors, only those in `subset` survive.
     fn cut(&mut self, subset: u64) {
         let unflushed = std::mem::take(&mut self.unflushed).into_iter().enumerate();
         self.durable.0.extend(unflushed.filter(|(i, _)| subset & 1 << (i % 64) != 0).map(|(_, sector)| sector));
@@ -189,8 +189,8 @@ fn read(contents: &Contents) -> Option<Vec<u8>> {
 }
 
 /// Calls `check` with every state in which a power cut during the steps can leave a device, and
-/// returns their number. What was flushed is there. Of the sectors written since then, any may be
-/// there or not.
+/// returns the number of states. All flushed sectors survive. Of the sectors written since then,
+/// any may survive or not.
 fn after_power_cuts(before: &Contents, steps: &[PlannedWrite], mut check: impl FnMut(&Contents)) -> usize {
     let mut durable = before.clone();
     let mut running = before.clone();
@@ -264,7 +264,7 @@ fn an_invalid_header_is_not_written() {
     bda.check_size(disk(), Sectors(20_971_520)).unwrap();
 }
 
-/// Whatever old garbage lies on the device: as soon as it has a header, its metadata area is empty.
+/// As soon as a device has a header, its metadata area is empty, whatever garbage was on it before.
 #[test]
 fn initializing_survives_power_cuts() {
     let mut before = saved(3);
@@ -289,7 +289,7 @@ fn initializing_survives_power_cuts() {
 #[test]
 fn a_save_survives_power_cuts() {
     let mut states = 0;
-    // The first save, the one to the other pair, and those over older generations.
+    // The first save, the first one to the other pair, and those over older generations.
     for generation in 1..=4 {
         let before = saved(generation - 1);
         let old = (generation > 1).then(|| json(generation - 1));
@@ -313,7 +313,7 @@ fn a_save_survives_power_cuts() {
     assert!(states > 4 * 16, "only {states} states");
 }
 
-/// Shows that the test above can fail: with the order of §3.6, a header may be there without its
+/// Shows that the test above can fail: with the order of §3.6, a header may be on disk without its
 /// JSON.
 #[test]
 fn the_order_header_first_would_not_survive() {
@@ -394,7 +394,7 @@ fn the_next_header_change_settles_a_failed_one() {
     }
 }
 
-/// After a save that failed at any step, one of the two generations is there. A later save,
+/// After a save that failed at any step, one of the two generations can be read. A later save,
 /// interrupted anywhere, loses neither.
 #[test]
 fn a_failed_save_is_settled_by_the_next() {
@@ -419,7 +419,7 @@ fn a_failed_save_is_settled_by_the_next() {
     }
 }
 
-/// What reads of one copy can return: nothing, damage, a header, a later header, an unreadable
+/// What reads of one copy can return: no header, damage, a header, a later header, an unreadable
 /// sector.
 #[test]
 fn header_copies_are_repaired_on_the_device() {
@@ -439,7 +439,7 @@ fn header_copies_are_repaired_on_the_device() {
             assert_eq!((looked.header(), machine.contents()), (&header(), before));
             assert_eq!(load(&machine).unwrap().unwrap().header(), looked.header());
             assert_eq!(machine.contents(), good, "the copy is as it was");
-            // A failed repair is an error. Without a request there is no repair.
+            // A failed repair is an error. Without a request to repair, the device is not written.
             let machine = Machine::holding(good.clone());
             machine.with(disk(), |device| {
                 damage(device, half);
@@ -471,7 +471,7 @@ fn damaged_metadata_is_an_error() {
     assert!(matches!(load(&machine), Err(BdaError::Mda { .. })));
 }
 
-/// CopyContents by `nothing_acknowledged_is_ever_lost`: the headers of two saves stayed in the disk's
+/// Found by `nothing_acknowledged_is_ever_lost`: the headers of two saves stayed in the disk's
 /// cache, because the flush after them failed. Both pairs then had one region overwritten. A third
 /// save was then interrupted. This is the reason for the flush before a save that follows a failed
 /// one.
@@ -605,7 +605,7 @@ fn longer_json_goes_to_devices_with_room() {
     assert_eq!(pool.holding(at(1)), [2]);
 }
 
-/// Older generations on other devices never replace a lost one.
+/// An older generation on another device never replaces a lost one.
 #[test]
 fn the_newest_or_nothing() {
     let mut pool = Pool::new(2);
@@ -640,8 +640,8 @@ fn attempts() -> impl Strategy<Value = Vec<Attempt>> {
 
 proptest! {
     /// Saves, failures, kills and power cuts in any order. The writes of a failed call are still in
-    /// the disk's cache during the next one. A read returns the last saved state, or something
-    /// tried after it, and after a power cut it stays so.
+    /// the disk's cache during the next one. A read returns the last saved state, or one whose save
+    /// was tried after it, and after a power cut the result stays the same.
     #[test]
     fn nothing_acknowledged_is_ever_lost(attempts in attempts()) {
         let machine = Machine::holding(saved(0));

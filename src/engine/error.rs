@@ -1,6 +1,6 @@
-//! What can go wrong in the engine. Each error is one sentence that says what is wrong and what to do.
-//! It keeps its source and does not repeat the source's text; [`Error::sentence`] joins the chain, once,
-//! for the reply or the log.
+//! What can go wrong in the engine. Each error is one sentence that says what is wrong and what to
+//! do. It keeps its source and does not repeat the source's text; [`Error::sentence`] joins the
+//! chain, once, for the reply or the log.
 
 use std::path::PathBuf;
 
@@ -353,7 +353,7 @@ impl Error {
         }
     }
 
-    /// Whether the kernel refuses a table as it is, so that asking again changes nothing.
+    /// Whether the kernel refuses a table as it is, so that another attempt would fail as well.
     pub fn is_refusal(&self) -> bool {
         match self {
             Error::Platform(error) => error.is_refusal(),

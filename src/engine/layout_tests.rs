@@ -1,4 +1,4 @@
-//! How long pool metadata becomes while a pool grows as large as pools get.
+//! The length of the pool metadata while a pool grows to the largest size.
 
 use super::*;
 use crate::{
@@ -15,17 +15,17 @@ use crate::{
 };
 
 const GIB: u64 = 2 << 20;
-/// Devices of the data tier and of the cache tier.
+/// Numbers of devices of the data tier and of the cache tier.
 const DATA: u8 = 180;
 const CACHE: u8 = 20;
-/// Size of one data device. All together have 4 PiB.
+/// Size of one data device. All data devices together have 4 PiB.
 const DISK: Sectors = Sectors((4 << 20) * GIB / DATA as u64);
-/// Half of that, before the disk has grown.
+/// Half of [`DISK`]: the size of a disk before it has grown.
 const DISK_AT_FIRST: Sectors = Sectors(DISK.0 / 2);
-/// Size of one cache device. All together have as much as a cache may have.
+/// Size of one cache device. All cache devices together have as much as a cache may have.
 const CACHE_DISK: Sectors = Sectors((32 << 10) * GIB / CACHE as u64);
 
-/// `text` in the greatest length that is stored.
+/// `text`, lengthened to the greatest length that is stored.
 fn long(text: &str) -> String {
     text.repeat(255)
 }
@@ -64,9 +64,9 @@ impl History {
         all.saturating_sub(self.meta.crypt_reserved())
     }
 
-    /// Grows the thin pool until it has everything: `steps` times by as much as a check gives it,
-    /// then by all that is left at once. The metadata grows by the smallest possible amount,
-    /// because the needed size changes with the size of the pool.
+    /// Grows the thin pool until it has all space: `steps` times by as much as a check gives it,
+    /// then by the rest at once. The metadata grows by the smallest possible amount, because the
+    /// needed size changes with the size of the pool.
     fn fill(&mut self, mut steps: u32) {
         let needed = total(&self.meta.flex_devs.thin_meta_dev).saturating_add(DATA_BLOCK);
         let headers = self.headers.clone();

@@ -244,8 +244,8 @@ impl LuksFormat {
 /// Repairs the headers after interrupted changes of the bindings. A binding that only some devices
 /// have is removed from them, whether it was being added or removed, as long as another binding
 /// opens all devices. A passphrase that only some devices have changed is changed back. While a
-/// re-encryption job of any device has to be resumed, nothing is repaired: no header takes another
-/// change then, and the keyslots of the job are no left-overs.
+/// re-encryption job of any device has to be resumed, no header is repaired: headers accept no
+/// other change then, and the keyslots of the job are not left over.
 ///
 /// # Errors
 /// When a header cannot be written.

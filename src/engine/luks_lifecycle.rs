@@ -65,7 +65,8 @@ impl UnlockOptions {
 /// Opens a LUKS device as `name`. Without a name, only finds its volume key.
 ///
 /// # Errors
-/// If nothing opens the LUKS device. The error gives the reason for each binding that was tried.
+/// If no passphrase opens the LUKS device. The error gives the reason for each binding that was
+/// tried.
 pub fn open(
     platform: &dyn Platform,
     device: &Path,

@@ -1,7 +1,7 @@
 //! The storage engine: pools, their thin pools and filesystems, discovery, and what is on disk.
 //!
-//! The engine knows nothing of D-Bus, object paths, interface revisions, threads or system calls. It
-//! reaches the machine through a [`Platform`], and asks for locks with a [`request::Step`].
+//! The engine does not depend on D-Bus, object paths, interface revisions, threads or system calls.
+//! It reaches the machine through a [`Platform`], and asks for locks with a [`request::Step`].
 
 mod awaited_links;
 pub mod bda;
@@ -72,7 +72,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for this machine. Reads nothing from it yet.
+    /// An engine for this machine. Does not read from the machine yet.
     pub fn new(platform: Arc<dyn Platform>) -> Engine {
         Engine {
             platform,

@@ -209,7 +209,7 @@ impl Registry {
         }
     }
 
-    /// Removes a pool's set and returns it: the pool runs, or nothing is left of it.
+    /// Removes a pool's set and returns it: the pool runs, or no device of it is left.
     pub fn take(&mut self, pool: PoolUuid) -> Option<DeviceSet> {
         self.entries.stopped(pool)?;
         Some(self.entries.edit(pool, |entry| std::mem::take(&mut entry.set)))

@@ -57,7 +57,7 @@ fn of_a_chain_nothing_is_done() {
     assert_eq!(planned(&two), (vec![], vec![(id(2), Ignored::Chained), (id(3), Ignored::Chained)]));
     let three = [record(1, None, false), record(2, Some(1), true), record(3, Some(2), true), record(4, Some(3), true)];
     assert_eq!(planned(&three).0, vec![]);
-    // Another one beside it is not affected.
+    // Another revert next to these is not affected.
     let beside = [two.to_vec(), vec![record(5, None, false), record(6, Some(5), true)]].concat();
     assert_eq!(planned(&beside).0, vec![(5, 6)]);
 }
@@ -88,7 +88,7 @@ fn the_origin_gets_the_device_of_its_snapshot() {
     let passed_on = FilesystemRecord { origin: Some(id(1)), ..before[3].clone() };
     assert_eq!(records, [merged.clone(), before[2].clone(), passed_on.clone()]);
     assert_eq!(changed, [merged, passed_on]);
-    // Again: nothing is left to be done.
+    // Applied again: no record changes any more.
     let once = records.clone();
     assert_eq!(apply(&mut records, &revert), Some(vec![]));
     assert_eq!(records, once);
@@ -103,7 +103,7 @@ fn changes_of_another_daemon_are_left_alone() {
         vec![record(2, Some(1), true)],
         vec![record(1, None, false), FilesystemRecord { thin_id: 7, ..record(2, None, false) }],
         vec![],
-        // Called off, or the origin has been replaced by another one.
+        // The revert was cancelled, or the origin has been replaced by another snapshot.
         vec![record(1, None, false), record(2, Some(1), false)],
         vec![FilesystemRecord { thin_id: 9, ..record(1, None, false) }, record(2, Some(1), true)],
     ] {

@@ -45,7 +45,7 @@ pub struct Piece {
     pub length: Sectors,
 }
 
-/// What a layer is made of.
+/// What a layer consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Make {
     /// Pieces one after the other.
@@ -71,7 +71,7 @@ pub enum Make {
 pub struct Layer {
     /// The role of the layer.
     pub role: Role,
-    /// What the layer is made of.
+    /// What the layer consists of.
     pub make: Make,
 }
 
@@ -199,7 +199,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A stack with nothing up yet.
+    /// A stack with no layer up yet.
     pub fn new(pool: PoolUuid) -> Stack {
         Stack { pool, numbers: BTreeMap::new() }
     }
@@ -395,8 +395,8 @@ impl Stack {
         }
         let mut held = Vec::new();
         for role in [Role::ThinPool, Role::Mdv] {
-            // A device whose creation was interrupted has no table. There is nothing to suspend,
-            // and the kernel does not resume it.
+            // A device whose creation was interrupted has no table. It cannot be suspended, and the
+            // kernel does not resume it.
             if platform.dm_find(&self.name(role))?.is_some_and(|found| !found.table.is_empty()) {
                 held.push(self.name(role));
             }

@@ -90,7 +90,7 @@ fn a_cache_and_its_placeholder_are_exchanged() {
     assert!(precedes(&linear(&[(3, 0, 400)]), &wanted));
     assert!(!precedes(&linear(&[(3, 8, 400)]), &wanted));
     assert!(!precedes(&linear(&[(4, 0, 500)]), &wanted));
-    // Found by pairs of faults: a cache that could not be recorded nor taken back kept its pool
+    // Found by pairs of faults: a cache that could be neither recorded nor taken back kept its pool
     // down.
     assert!(precedes(&wanted, &linear(&[(3, 0, 500)])));
     assert!(precedes(&wanted, &linear(&[(3, 0, 600)])));

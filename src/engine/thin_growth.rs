@@ -22,7 +22,7 @@ use crate::{
 /// logged, because the code that needs the space checks for it.
 ///
 /// # Errors
-/// When it is unknown what is on record.
+/// When it is unknown which state is on record.
 pub fn give_space(platform: &dyn Platform, pool: &mut Pool, records: &[FilesystemRecord]) -> Result<()> {
     if pool.check_changes().is_err() {
         return Ok(());
@@ -72,7 +72,7 @@ pub fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) 
     }
 }
 
-/// Records a plan and puts it in place. `false`: there is nothing to change.
+/// Records a plan and puts it in place. `false`: the plan changes nothing.
 pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<bool> {
     let writes_fail = pool.meta().thinpool_dev.errors_if_no_space();
     if (plan.metadata, plan.data, plan.writes_fail) == (Sectors::ZERO, Sectors::ZERO, writes_fail) {

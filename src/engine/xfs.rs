@@ -1,7 +1,7 @@
 //! The XFS on a filesystem's thin device or on the metadata volume: how it is made, given an
 //! identity, and extended (`docs/spec/engine/storage-stack.md` §9.1, 9.3, 9.5).
 //!
-//! The exit status of a program does not tell whether it did its work: `xfs_db` leaves the UUID
+//! The exit status of a program does not show whether it did its work: `xfs_db` leaves the UUID
 //! unchanged while the log needs a replay, reports that on standard output, and exits with status
 //! 0. So a change counts only once it is visible on the device, or in what the kernel reports about
 //! the mounted file system.

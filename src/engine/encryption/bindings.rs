@@ -41,7 +41,7 @@ impl fmt::Display for Binding {
 pub struct Bindings {
     /// Sorted by token number.
     list: Vec<Binding>,
-    /// Numbers of all tokens, including tokens of others.
+    /// Numbers of all tokens, including those that are not Stratis'.
     taken: BTreeSet<u32>,
 }
 
@@ -84,12 +84,12 @@ impl Bindings {
         self.list.iter().find(|binding| binding.token == token)
     }
 
-    /// The binding of a kind that is meant if no token is named.
+    /// The binding of a kind that a request means if it names no token.
     pub fn lowest(&self, kind: Kind) -> Option<&Binding> {
         self.list.iter().find(|binding| binding.kind() == kind)
     }
 
-    /// Whether a token with that number exists, whether a binding or somebody else's.
+    /// Whether a token with that number exists, be it a binding or not.
     pub fn is_taken(&self, token: u32) -> bool {
         self.taken.contains(&token)
     }

@@ -1,6 +1,6 @@
 //! What the encrypted passphrases of Clevis say about how they were made: the pin and its
 //! configuration, in the protected header of a JWE (`docs/spec/engine/encryption.md` §2.4). This
-//! module knows nothing about decryption.
+//! module does not decrypt anything.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value, json};
@@ -35,7 +35,7 @@ pub(super) fn shown(jwe: &Value) -> Result<(String, Value)> {
 
 impl ClevisRequest {
     /// The request that renews the binding with this encrypted passphrase. If the servers have new
-    /// keys, these are trusted: that is the purpose of `clevis luks regen`.
+    /// keys, the request trusts these: that is the purpose of `clevis luks regen`.
     ///
     /// # Errors
     /// If the JWE does not say how it was made.

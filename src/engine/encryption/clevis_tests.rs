@@ -1,5 +1,5 @@
-//! What encrypted passphrases in the forms of Clevis say about themselves. Nothing makes the parser
-//! panic.
+//! What encrypted passphrases in the forms of Clevis say about themselves, and that no input makes
+//! the parser panic.
 
 use proptest::prelude::*;
 
@@ -129,7 +129,7 @@ fn what_does_not_say_enough_is_an_error() {
     assert!(matches!(shown(&jwe(&other)), Err(EncryptionError::JwePin(pin)) if pin == "yubikey"));
 }
 
-/// Any JSON, with the words of Clevis in it more often than by chance.
+/// Any JSON that contains the words of Clevis more often than by chance.
 pub(in super::super) fn any_json() -> impl Strategy<Value = Value> {
     let word = prop::sample::select(vec![
         "type",

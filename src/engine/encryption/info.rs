@@ -1,5 +1,6 @@
-//! The bindings of a pool, collected from its headers: one header in version 2, one on each device
-//! in version 1. The headers of the devices must agree (`docs/spec/engine/encryption.md` §7.3).
+//! The bindings of a pool, collected from its headers: one header in version 2, one below each
+//! member in version 1. The headers of the members must agree (`docs/spec/engine/encryption.md`
+//! §7.3).
 
 use serde_json::Value;
 
@@ -139,8 +140,8 @@ fn is_same(one: Option<&Binding>, other: Option<&Binding>) -> bool {
         (None, None) => true,
         (Some(Mechanism::Keyring(one)), Some(Mechanism::Keyring(other))) => one == other,
         (Some(Mechanism::Clevis { pin, config, .. }), Some(Mechanism::Clevis { pin: p, config: c, .. })) => {
-            // The keys of servers may have changed after one device was bound again and before the
-            // next was.
+            // The keys of servers may have changed between the rebind of one device and that of the
+            // next.
             (pin, without_thumbprints(config)) == (p, without_thumbprints(c))
         }
         _ => false,

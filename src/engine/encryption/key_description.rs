@@ -57,9 +57,9 @@ impl KeyDescription {
         &self.0
     }
 
-    /// The key description in the name of a key in the kernel or in a token; `None` if the name is
-    /// not one of ours. This does not check the characters: other daemons have allowed some that we
-    /// refuse, and their bindings must be found.
+    /// The key description in the name of a key in the kernel or in a token; `None` if the name
+    /// does not have Stratis' prefix. This does not check the characters: other daemons have
+    /// allowed some that this daemon refuses, and their bindings must be found.
     pub(in crate::engine) fn from_kernel(name: &str) -> Option<KeyDescription> {
         let text = name.strip_prefix(KEY_PREFIX).filter(|text| !text.is_empty() && !text.contains('\0'))?;
         Some(KeyDescription(text.to_owned()))

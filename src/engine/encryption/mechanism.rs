@@ -15,8 +15,8 @@ pub const KEYRING_TOKEN: u32 = 1;
 /// The token of the Clevis binding: always in version 1, and in version 2 for requests of old
 /// clients.
 pub const CLEVIS_TOKEN: u32 = 2;
-/// Our mark on a version 1 device that is not yet initialized, or no longer: nothing in it has any
-/// value.
+/// This daemon's mark on a version 1 device that is not initialized yet, or no longer: its contents
+/// have no value.
 pub const UNFINISHED_TOKEN: u32 = 3;
 /// How deep Clevis configurations may be nested.
 pub(super) const DEPTH_MAX: usize = 20;
@@ -26,7 +26,7 @@ pub(super) const DEPTH_MAX: usize = 20;
 pub enum Kind {
     /// To a passphrase in the kernel keyring.
     Keyring,
-    /// To anything that Clevis can reach: servers, a TPM.
+    /// To a source that Clevis can reach: servers, a TPM.
     Clevis,
 }
 

@@ -3,8 +3,8 @@
 //! 6.3, 7).
 //!
 //! This module is pure except for [`unlock`] and related functions, which ask a
-//! [`Platform`](crate::platform::Platform) for keys. It knows neither pools nor stacks nor devices.
-//! Other modules read and change headers and bring up opened devices.
+//! [`Platform`](crate::platform::Platform) for keys. It does not depend on pools, stacks or
+//! devices. Other modules read and change headers and bring up crypt devices.
 
 mod bindings;
 mod clevis;

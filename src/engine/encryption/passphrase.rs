@@ -22,7 +22,7 @@ const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 
 /// A random passphrase of letters and digits, of the greatest allowed length.
 pub fn random_passphrase(platform: &dyn Platform) -> Secret {
-    // The buffer must never grow: a buffer that it has outgrown would not be wiped.
+    // The buffer must never grow: growth would leave an old buffer behind that is not wiped.
     let mut text = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX));
     while text.len() < PASSPHRASE_BYTES_MAX {
         let chance = Zeroizing::new(platform.random());
@@ -38,13 +38,13 @@ pub fn random_passphrase(platform: &dyn Platform) -> Secret {
 /// Reads a passphrase from the kernel keyring.
 ///
 /// # Errors
-/// If the key is not there.
+/// If the keyring does not have the key.
 pub fn key(platform: &dyn Platform, description: &KeyDescription) -> Result<Secret> {
     let found = platform.key_read(&description.in_kernel())?;
     found.ok_or_else(|| EncryptionError::KeyMissing(description.clone()))
 }
 
-/// Gets the passphrase of a binding. Clevis may take long.
+/// Gets the passphrase of a binding. Clevis may take a long time.
 ///
 /// # Errors
 /// If the passphrase cannot be obtained.
@@ -55,13 +55,13 @@ pub fn passphrase(platform: &dyn Platform, mechanism: &Mechanism) -> Result<Secr
     }
 }
 
-/// Receives the result for each of several bindings: its index and what was found. Returns `true`
-/// when no more are needed.
+/// Receives the result for each of several bindings: its index, and the passphrase or the error.
+/// Returns `true` when no more are needed.
 type Take<'a> = dyn FnMut(usize, Result<Secret>) -> bool + 'a;
 
-/// Gets passphrases: first keys of the kernel keyring, in order, then all that Clevis has to
-/// decrypt, in parallel, each as it arrives. So one that answers is enough, and a silent server
-/// delays no other binding.
+/// Gets passphrases: first keys of the kernel keyring, in order, then all those that Clevis has to
+/// decrypt, in parallel, each as it arrives. So one server that answers is enough, and a silent
+/// server delays no other binding.
 fn obtain_each(platform: &dyn Platform, mechanisms: &[&Mechanism], take: &mut Take<'_>) {
     let (mut numbers, mut jwes) = (Vec::new(), Vec::new());
     for (number, mechanism) in mechanisms.iter().enumerate() {
@@ -102,9 +102,9 @@ pub fn every_passphrase(platform: &dyn Platform, bindings: &Bindings) -> Result<
     Ok(all.into_iter().zip(found).filter_map(|(binding, secret)| Some((binding.clone(), secret?))).collect())
 }
 
-/// Opens something with a passphrase: with the given one, or with each one available, as it
-/// arrives, until one fits. Keys of the kernel keyring come before Clevis, which may have to wait
-/// for servers.
+/// Calls `open` with a passphrase: with the given one, or with each available one, as it arrives,
+/// until one fits. Keys of the kernel keyring come before Clevis, which may have to wait for
+/// servers.
 ///
 /// # Errors
 /// If no passphrase fits, with the reason for each. If `open` fails for any other reason, with that
@@ -130,7 +130,7 @@ fn try_each<T>(
         UnlockMethod::Token(token) => vec![bindings.get(token).ok_or(EncryptionError::NothingInSlot(token))?],
         UnlockMethod::Kind(kind) => {
             // A client that names a kind may mean the token of that kind in version 1, whatever
-            // this token holds here.
+            // this token is in this header.
             let meant = |binding: &&Binding| binding.kind() == kind || binding.token == kind.fixed_token();
             let found: Vec<&Binding> = bindings.iter().filter(meant).collect();
             if found.is_empty() {
@@ -157,7 +157,7 @@ fn try_each<T>(
         let error = match obtained {
             Ok(passphrase) => match open(Unlock { passphrase: &passphrase, keyslot: keyslot(candidates[number]) }) {
                 Err(error @ platform::Error::WrongKey { .. }) => error.into(),
-                // Either it is open, or no passphrase would open it.
+                // Either the LUKS device is open, or no passphrase would open it.
                 other => {
                     opened = Some(other);
                     return true;

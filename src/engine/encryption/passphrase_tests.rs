@@ -39,8 +39,8 @@ fn wrong() -> platform::Error {
     platform::Error::WrongKey { device: PathBuf::from("/dev/x") }
 }
 
-/// The keyslots that are tried. `has` tells which passphrases are available and `fits` which
-/// keyslot opens.
+/// The keyslots that are tried. `has` says which passphrases are available and `fits` which
+/// keyslots open.
 fn tried(
     bindings: &Bindings,
     method: UnlockMethod,
@@ -171,7 +171,8 @@ fn keys_are_those_of_the_kernels_keyring() {
     assert!(all[0].0.token == 1 && all[0].1.same(b"pass") && all[1].0.token == 2 && all[1].1.same(b"other"));
 }
 
-/// When servers were asked one after the other, each silent one cost an unlock its whole timeout.
+/// When servers were asked one after the other, an unlock waited the whole timeout for each silent
+/// one.
 #[test]
 fn a_silent_server_delays_no_other() {
     let sim = Sim::builder().build();

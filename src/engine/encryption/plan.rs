@@ -1,6 +1,6 @@
 //! Decides what a request to bind, unbind or rebind does, by the tables of
-//! `docs/spec/engine/encryption.md` §7.1 and 7.2. Whether keys and servers are available shows only
-//! when the plan is carried out.
+//! `docs/spec/engine/encryption.md` §7.1 and 7.2. Whether keys and servers are available becomes
+//! known only when the plan is carried out.
 //!
 //! The two metadata versions differ in the token of a new binding, in which slots may be named, and
 //! in that version 1 checks whether an existing binding works.
@@ -18,7 +18,7 @@ pub enum SlotRequest {
     Legacy,
     /// Any suitable slot.
     Free,
-    /// This one.
+    /// The slot with this number.
     Id(u32),
 }
 
@@ -62,7 +62,7 @@ pub enum BindingPlan {
 /// Plans to add a binding.
 ///
 /// # Errors
-/// If another binding is in its place, or there is no room.
+/// If another binding is in its place, or there is no free token.
 pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Result<BindingPlan> {
     let slot = admissible(info, slot)?;
     request.check()?;
@@ -92,10 +92,10 @@ pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Resul
 /// Plans to remove a binding.
 ///
 /// # Errors
-/// If it is the last one, or the slot holds something else.
+/// If it is the last one, or the slot holds another kind of token.
 pub fn plan_unbind(info: &Info, kind: Kind, slot: SlotRequest) -> Result<BindingPlan> {
     let slot = match admissible(info, slot) {
-        // A slot that does not exist holds nothing.
+        // A slot that does not exist counts as empty.
         Err(EncryptionError::NoSuchSlot(_)) => slot,
         slot => slot?,
     };

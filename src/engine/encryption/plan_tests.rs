@@ -38,7 +38,7 @@ fn v2(list: Vec<Binding>) -> Info {
     Info::of_pool(bindings(list, &[]))
 }
 
-/// Keys in 1 and 5, Clevis in 2 and 3, a token of somebody else in 0.
+/// Keys in 1 and 5, Clevis in 2 and 3, a token that is no binding in 0.
 fn several() -> Info {
     Info::of_pool(bindings(vec![key(5, "b"), key(1, "a"), bound(2, "tang"), bound(3, "tpm2")], &[0]))
 }
@@ -137,7 +137,7 @@ fn version_1_has_no_slots_and_must_agree() {
 
 #[test]
 fn version_2_bind_keyring() {
-    // Old clients: there is a binding.
+    // Old clients: a binding of the kind exists.
     plans!(bind_key(&several(), "a", LEGACY), Ok(BindingPlan::Identity));
     plans!(bind_key(&several(), "b", LEGACY), Err(E::BoundOtherwise { .. }));
     plans!(bind_key(&v2(vec![bound(0, "tang")]), "a", LEGACY), Ok(BindingPlan::Add { token: 1 }));
@@ -185,8 +185,8 @@ fn version_2_has_room_for_15() {
     plans!(bind_key(&v2(list.clone()), "new", FREE), Ok(BindingPlan::Add { token: 0 }));
     list.push(key(0, "new"));
     plans!(bind_key(&v2(list), "new", FREE), Err(E::Full));
-    // Tokens of others take numbers, not slots. When they have taken all numbers, there is no room
-    // either.
+    // Tokens that are no bindings take numbers, not slots. When they have taken all numbers, there
+    // is no room either.
     let crowded = Info::of_pool(bindings(vec![key(0, "a")], &(1..32).collect::<Vec<_>>()));
     plans!(bind_key(&crowded, "b", FREE), Err(E::Full));
 }

@@ -10,7 +10,7 @@ use super::{
     mechanism::{DEPTH_MAX, Kind, Mechanism},
 };
 
-/// Our own member of a configuration: trust the keys that the servers send.
+/// A member of a configuration that Clevis does not know: trust the keys that the servers send.
 const TRUST: &str = "stratis:tang:trust_url";
 
 /// The target of a binding.
@@ -52,8 +52,8 @@ impl BindRequest {
         }
     }
 
-    /// Refuses a key description that could not be found again: a token without a description is
-    /// not one of ours.
+    /// Refuses a key description that could not be found again: a token with an empty description
+    /// does not count as a binding.
     pub(super) fn check(&self) -> Result<()> {
         match self {
             BindRequest::Keyring(description) if description.as_str().is_empty() => {

@@ -1,4 +1,4 @@
-//! What clients may ask of Clevis, and which errors they get otherwise.
+//! What clients may request from Clevis, and which errors they get for other requests.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -64,7 +64,7 @@ fn shares_are_trusted_if_all_are() {
     taken("sss", trusting, true, sss(json!({ "tang": bad })));
     // Only the outermost member counts.
     refused("sss", sss(json!({ "tang": { "url": "b", TRUST: true } })), "say which keys");
-    // A mistake is reported before a lack of trust, in whichever order they come.
+    // A mistake is reported before a lack of trust, whatever their order.
     refused("sss", sss(json!({ "tang": bad, "tpm2": 7 })), "the Clevis configuration for tpm2 must be a JSON object");
     refused("sss", sss(json!({ "yubikey": {} })), "Clevis pin `yubikey` cannot be used");
     refused("sss", json!({ "t": 1 }), "`pins` must be an object");

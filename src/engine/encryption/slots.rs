@@ -24,7 +24,7 @@ pub struct Assigned {
     pub request: BindRequest,
 }
 
-/// The tokens that are requested.
+/// Checks the requested tokens and returns them.
 ///
 /// # Errors
 /// If a token does not exist or is requested twice, or there are too many bindings.

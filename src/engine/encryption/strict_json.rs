@@ -1,8 +1,8 @@
 //! JSON in which no object has two members with the same name.
 //!
-//! Readers disagree about which of two such members counts. serde_json keeps the last one silently:
-//! of two servers that a user asks for, one would be left out. This module knows nothing about the
-//! meaning of the members.
+//! Readers disagree about which of two such members counts. serde_json silently keeps the last one:
+//! of two servers that a user requests, one would be left out. This module does not interpret the
+//! members.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! The tokens of `docs/spec/engine/encryption.md` §2, written and read, and what is not accepted as
-//! one.
+//! The tokens of `docs/spec/engine/encryption.md` §2, written and read, and values that are not
+//! accepted as tokens.
 
 use std::collections::BTreeMap;
 
@@ -108,8 +108,8 @@ fn reencryption_keeps_both_keyslots() {
     assert_eq!(token["keyslots"], json!(["0", "12"]));
     let bindings = read_pool_header(&header([(0, token)])).unwrap();
     assert_eq!(told(&bindings), [(0, 0, Some(12), Kind::Keyring)]);
-    // If the header says which keyslot is not in use yet, that decides. Keyslots left by earlier
-    // attempts do no harm.
+    // If the header says which keyslot is not in use yet, that keyslot is the next one. Keyslots
+    // left by earlier attempts do no harm.
     let told_with = |unused: &[u32], keyslots: &[&str]| {
         let header = Header { unused: unused.iter().copied().collect(), ..header([(0, keyring(keyslots))]) };
         read_pool_header(&header).map(|bindings| told(&bindings)[0])
@@ -130,7 +130,7 @@ fn version_1_tokens_have_fixed_numbers() {
     assert_eq!((both.token.pool.hyphenated(), both.token.pool_name), (POOL.to_owned(), Some("p1".to_owned())));
     let clevis = read(vec![(0, stratis()), (2, tpm2(&["1"]))]).unwrap();
     assert_eq!(told(&clevis.bindings), [(2, 1, None, Kind::Clevis)]);
-    // Tokens of others at other numbers are ignored.
+    // Tokens at other numbers are ignored.
     let elsewhere = read(vec![(0, stratis()), (1, keyring(&["0"])), (3, tpm2(&["1"])), (4, keyring(&["1"]))]).unwrap();
     assert_eq!(told(&elsewhere.bindings), [(1, 0, None, Kind::Keyring)]);
 
@@ -160,7 +160,7 @@ fn unusable_tokens_are_ignored_but_keep_their_number() {
         (9, keyring(&["0", "1", "2"])),
         (10, keyring(&["0", "0"])),
         (12, json!(7)),
-        // A binding made by a daemon that allowed such a description.
+        // The binding was made by a daemon that allowed such a description.
         (13, named("stratis-1-key-a;b")),
     ]))
     .unwrap();

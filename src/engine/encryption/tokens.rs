@@ -1,8 +1,7 @@
 //! Reads and writes the tokens of a LUKS2 header (`docs/spec/engine/encryption.md` §2.1 to 2.3).
 //!
 //! A token that should be a binding but is unusable (no keyslot, three of them, an unknown pin) is
-//! left out with a line in the log: the other tokens unlock the pool without it. Its number counts
-//! as taken.
+//! left out, and logged: the other tokens unlock the pool without it. Its number counts as taken.
 
 use serde_json::{Value, json};
 
@@ -24,14 +23,14 @@ const KEYRING: &str = "luks2-keyring";
 const CLEVIS: &str = "clevis";
 const UNFINISHED: &str = "stratis-unfinished";
 
-/// The header of a version 1 device: the owner of the device, and its bindings.
+/// The header of a version 1 LUKS device: the pool and member it belongs to, and its bindings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceHeader {
     /// The token that names pool and device.
     pub token: StratisToken,
     /// The bindings, at most one of each kind.
     pub bindings: Bindings,
-    /// The device carries the mark of one that is not initialized.
+    /// The header carries the mark of an uninitialized device.
     pub unfinished: bool,
 }
 
@@ -115,7 +114,7 @@ pub fn clevis_token(jwe: Value, keyslot: u32) -> Value {
     json!({ "type": CLEVIS, "keyslots": [keyslot.to_string()], "jwe": jwe })
 }
 
-/// The mark of a device that is not initialized.
+/// The mark of a LUKS device that is not initialized.
 pub fn unfinished_token() -> Value {
     json!({ "type": UNFINISHED, "keyslots": [] })
 }
@@ -129,10 +128,10 @@ pub fn with_keyslot(token: &Value, keyslot: u32) -> Value {
     token
 }
 
-/// Parses the header on a version 1 device.
+/// Parses the header of a version 1 LUKS device.
 ///
 /// # Errors
-/// If the device is not one of ours, or nothing in the header can unlock it.
+/// If the device is not Stratis', or no binding in the header can unlock it.
 pub fn read_device_header(header: &Header) -> Result<DeviceHeader> {
     let token = StratisToken::parse(header.tokens.get(&STRATIS_TOKEN).ok_or(EncryptionError::NoStratisToken)?)?;
     if let Some(found) = header.tokens.get(&KEYRING_TOKEN).map(type_of).filter(|found| *found != Some(KEYRING)) {
@@ -151,7 +150,7 @@ pub fn read_device_header(header: &Header) -> Result<DeviceHeader> {
 /// Parses the header of a version 2 pool.
 ///
 /// # Errors
-/// If nothing in the header can unlock the pool.
+/// If no binding in the header can unlock the pool.
 pub fn read_pool_header(header: &Header) -> Result<Bindings> {
     read_bindings(header, |_, _| true)
 }
@@ -174,7 +173,7 @@ fn type_of(token: &Value) -> Option<&str> {
     token.get("type").and_then(Value::as_str)
 }
 
-/// Parses a binding. `None`: the token is somebody else's.
+/// Parses a binding. `None`: the token belongs to other software.
 fn read_binding(header: &Header, number: u32, token: &Value) -> Result<Option<Binding>> {
     let mechanism = match type_of(token) {
         Some(KEYRING) => {

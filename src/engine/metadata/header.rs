@@ -189,7 +189,7 @@ impl StaticHeader {
         half
     }
 
-    /// Parses a signature block. `None`: there is no Stratis device here.
+    /// Parses a signature block. `None`: the block is not one of Stratis.
     ///
     /// # Errors
     /// Why the block is invalid. Besides the rules of §2.2, the metadata must fit on the device.

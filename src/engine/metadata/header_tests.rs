@@ -191,7 +191,7 @@ proptest! {
     #[test]
     fn what_is_accepted_is_within_bounds(size in any_size(), mda in any_size(), reserved in any_size()) {
         // Any numbers under a good checksum. They are accepted exactly if the sum of the sizes does
-        // not overflow and fits.
+        // not overflow and fits on the device.
         let header = StaticHeader {
             device_size: Sectors(size),
             mda_size: Sectors(mda),

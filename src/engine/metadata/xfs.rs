@@ -1,5 +1,5 @@
-//! What an XFS says about its size and its parts in the first sector of its device. This module
-//! knows nothing else about XFS.
+//! What the first sector of an XFS says about its size and its parts. This module does not
+//! interpret any other part of an XFS.
 
 use crate::base::units::{Bytes, Sectors};
 

@@ -262,11 +262,7 @@ fn grow(
 ) -> Result<()> {
     let mut status = pool.thin_pool_status(platform);
     // A damaged thin pool can use space that is recorded for it only after the next start of the
-    // pool. A thin pool that is only out of metadata space uses it at once. @@ ops/device_event.rs
-    // -1-2 Handles a device that claims to belong to a running pool. The claim is valid if the pool
-    // has lost that device and no table leads to it: the device has come back under another node. A
-    // table that leads to a lost device cannot be revived; such a device counts again only when the
-    // pool has been stopped.
+    // pool. A thin pool that is only out of metadata space uses it at once.
     if status.as_ref().is_ok_and(PoolStatus::is_damaged) {
         *known = status.ok();
         return Ok(());

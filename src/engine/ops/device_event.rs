@@ -116,9 +116,9 @@ fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
 }
 
 /// Handles a device that claims to belong to a running pool. The claim is valid if the pool has
-/// lost that device and no table leads to it: the device has come back under another node. If
-/// tables lead to a device that has gone, the tables stay dead, and the device counts again only
-/// when the pool has been stopped.
+/// lost that device and no table leads to it: the device has come back under another node. A table
+/// that leads to a lost device cannot be revived; such a device counts again only when the pool has
+/// been stopped.
 fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
         let Ok(running) = readable(granted, pool) else { return Step::Done(()) };

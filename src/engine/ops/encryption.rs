@@ -148,8 +148,8 @@ fn change_bindings(
     })
 }
 
-/// Records which kinds of bindings will remain, before a binding is removed. Afterwards, the
-/// removal could only be taken back by somebody who has the key of the removed binding.
+/// Records which kinds of bindings will remain, before a binding is removed. Afterwards, taking the
+/// removal back would require the key of the removed binding.
 fn record_ahead(uuid: PoolUuid, change: &BindingChange) -> Step<Result<()>> {
     let BindingChange::Remove(token) = *change else { return Step::Done(Ok(())) };
     super::pool_access::change(uuid, move |engine, pool| {

@@ -271,7 +271,7 @@ fn format(uuid: PoolUuid, batch: Batch) -> Step<Result<Vec<(FsUuid, Name)>>> {
     complete_each(uuid, batch, |platform, device, id| {
         let node = platform.dm_node(device);
         clear_ends(platform, &node)?;
-        // A new thin device holds nothing else that could be discarded.
+        // A new thin device holds no other data that could be discarded.
         xfs::make(platform, &node, uuid::Uuid::from_bytes(*id.as_bytes()), Discard::No)
     })
 }

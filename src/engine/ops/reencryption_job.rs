@@ -136,7 +136,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
                 let worked = mended(|| work(engine, uuid, &job, start), given_up);
                 let interrupted = matches!(worked, Ok(ReencryptionEnd::Interrupted));
                 if interrupted && !is_begun(engine.platform(), &job) {
-                    // No record says any more what was to be done.
+                    // No header says any more what was to be done.
                     let error = Error::NotBegun { pool: job.name.clone() };
                     return finish(uuid, job, Err(error), claim);
                 }
@@ -239,7 +239,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
             (JobStart::Resume | JobStart::Decrypt, _) => Ok(ReencryptionEnd::Finished),
         };
         let ended = match begun {
-            // A job that reports a failure at its very end is complete all the same.
+            // A job that reports a failure at its very end may still be complete.
             Err(error) if is_done(&header, &read(platform, &luks_device.device)?) => {
                 log::warn!(
                     "the re-encryption job on {} is complete, although it reported a failure: {}",

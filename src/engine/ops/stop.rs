@@ -114,7 +114,7 @@ fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
 /// any.
 ///
 /// # Errors
-/// When something fails before the record is written; the pool then runs as before.
+/// When a step fails before the record is written; the pool then runs as before.
 fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let platform = engine.platform();
     let uuid = pool.uuid();

@@ -1,10 +1,10 @@
-//! Space of raw devices: which ranges are taken, and which are taken next
+//! Space of raw devices: which ranges are taken, and which ones are taken next
 //! (`docs/spec/engine/storage-stack.md` §4, 5).
 //!
 //! Space is taken from the front of a device, lowest free range first; space for integrity data is
 //! taken from the back. A tier takes space device by device in pool order. Space is never given
-//! back, so there is no function to free it. To see what a request would get, clone the value and
-//! ask the clone.
+//! back, so there is no function to free it. To see the result of a request in advance, clone the
+//! value and make the request to the clone.
 
 use crate::{
     base::{ids::DevUuid, units::Sectors},
@@ -79,7 +79,7 @@ impl DeviceSpace {
     /// Takes a given range that the metadata records.
     ///
     /// # Errors
-    /// If any of it is taken or lies past the end. Nothing is taken then.
+    /// If any part of it is taken or lies past the end. No space is taken then.
     pub fn take_range(&mut self, range: Segment) -> Result<(), AllocError> {
         let Segment { start, length } = range;
         let end = range.end().filter(|end| *end <= self.limit);
@@ -120,7 +120,7 @@ impl DeviceSpace {
     /// ascending order.
     ///
     /// # Errors
-    /// [`AllocError::TooSmall`] if there is less space. Nothing is taken then.
+    /// [`AllocError::TooSmall`] if there is less space. No space is taken then.
     pub fn reserve_back(&mut self, size: Sectors) -> Result<Vec<Segment>, AllocError> {
         if size > self.free() {
             return Err(AllocError::TooSmall { needed: size, free: self.free() });
@@ -202,7 +202,7 @@ impl TierSpace {
         self.devices.iter().fold(Sectors::ZERO, |sum, (_, space)| sum.saturating_add(space.free()))
     }
 
-    /// Serves all sizes or none (`None`). Returns for each size its segments; adjacent segments are
+    /// Serves all sizes or none (`None`). Returns the segments for each size; adjacent segments are
     /// merged.
     ///
     /// # Errors

@@ -110,7 +110,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
     prop::collection::vec(action, 0..30)
 }
 
-/// The sectors of a device, one by one: taken or free.
+/// The sectors of a device one by one: taken or free.
 struct Bitmap(Vec<bool>);
 
 impl Bitmap {

@@ -1,6 +1,6 @@
 //! Hands out the cap device: consecutive ranges, one for each size
-//! (`docs/spec/engine/storage-stack.md` §5). The metadata only records how far the device is handed
-//! out, because readers expect no gaps and need the sum.
+//! (`docs/spec/engine/storage-stack.md` §5). The metadata only records up to where the device is
+//! handed out, because readers expect no gaps and need the sum.
 
 use crate::{
     base::units::Sectors,
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Why nothing can be handed out.
+/// Why space cannot be handed out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum CapError {
@@ -28,7 +28,7 @@ pub enum CapError {
 /// The origin of offsets on the cap device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CapBase {
-    /// Version 1: everything is handed out from 0 on and recorded as one sum.
+    /// Version 1: all space is handed out from 0 on and recorded as one sum.
     Sum,
     /// Version 2, not encrypted: ranges are recorded. They begin after the space reserved for a
     /// LUKS2 header.
@@ -51,7 +51,7 @@ impl CapBase {
 /// Reserves the space for a LUKS2 header, before anything else is taken in a version 2 pool.
 ///
 /// # Errors
-/// If anything was handed out or reserved before, or the version has no such space.
+/// If space was handed out or reserved before, or the version has no such space.
 pub fn reserve_crypt(cap: &mut Cap, version: MetadataVersion) -> Result<Segment, CapError> {
     if version == MetadataVersion::V1 {
         return Err(CapError::NotInVersion1);
@@ -77,7 +77,7 @@ pub fn next(cap: &Cap, base: CapBase) -> Result<Sectors, CapError> {
         .ok_or(CapError::Overflow)
 }
 
-/// Hands out and records consecutive ranges, one for each size. On error nothing is recorded.
+/// Hands out and records consecutive ranges, one for each size. After an error, none are recorded.
 ///
 /// # Errors
 /// If the ranges would end past the range of sizes.
@@ -90,9 +90,9 @@ pub fn hand_out(cap: &mut Cap, base: CapBase, sizes: &[Sectors]) -> Result<Vec<S
     }
     match base {
         CapBase::Sum => cap.allocs = vec![Segment::new(Sectors::ZERO, end)],
-        // The first ranges stay separate, as other daemons write them. Later ones are merged: one
-        // range for each growth of the thin pool, by 50 GiB at most, would fill the metadata area
-        // at some 500 TiB.
+        // The first ranges stay separate, as other daemons write them. Later ones are merged:
+        // otherwise, at some 500 TiB, one range for each growth of the thin pool, by 50 GiB at
+        // most, would fill the metadata area.
         CapBase::AfterCryptReservation | CapBase::Opened if cap.allocs.is_empty() => cap.allocs.extend(&ranges),
         CapBase::AfterCryptReservation | CapBase::Opened => {
             let mut former = std::mem::take(&mut cap.allocs);

@@ -9,7 +9,7 @@ use crate::{
     engine::plan::sizes,
 };
 
-/// The kernel's figures of a thin pool that matter for growth.
+/// The kernel's figures about a thin pool that matter for growth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
     /// Free blocks of the metadata device.
@@ -87,9 +87,9 @@ pub fn pool(pool: &GrowthFacts) -> Growth {
         // If the metadata cannot grow, promise as few writes as possible.
         Some(_) if pool.writes_fail && pool.metadata_exhausted => kept,
         Some(data) if is_low => Growth { data, writes_fail: false, ..kept },
-        // There is space again: a daemon added a disk and got no further.
+        // There is space again: a daemon added a disk and was interrupted before it recorded this.
         Some(_) => Growth { writes_fail: false, ..kept },
-        // There will be space for data once it is known how much the metadata needs.
+        // Data will get space once it is known how much the metadata needs.
         None if sizes::data_growth(without(metadata)).is_some() => kept,
         None => Growth { writes_fail: pool.writes_fail || is_low, ..kept },
     }
@@ -129,7 +129,7 @@ fn metadata(pool: &GrowthFacts) -> Result<Sectors, Exhausted> {
     if !pool.overprovisioning && Sectors::checked_sum(taken).is_none_or(|taken| taken >= pool.usable) {
         return Err(Exhausted::Promised);
     }
-    // Without free metadata blocks nothing can be written, so any growth is better than none.
+    // Without free metadata blocks no writes are possible, so any growth is better than none.
     let half = Sectors(pool.available.0 / 2).round_down(sizes::DATA_BLOCK);
     let growth = if is_out { growth.min(half) } else { growth };
     match growth.checked_add(growth) {
@@ -145,7 +145,7 @@ pub struct FilesystemFill {
     pub size: Sectors,
     /// The filesystem must not grow past this size.
     pub limit: Option<Sectors>,
-    /// Size of the XFS, as it reports it to users.
+    /// Size of the XFS as reported to users.
     pub total: Bytes,
     /// The part of it in use.
     pub used: Bytes,
@@ -179,7 +179,7 @@ pub fn filesystems(list: &[FilesystemFill], room: Option<Sectors>, sector: Secto
         let largest = filesystem.limit.unwrap_or(sizes::DEVICE_MAX).min(sizes::DEVICE_MAX);
         let growth =
             filesystem.size.min(largest.saturating_sub(filesystem.size)).min(left.unwrap_or(sizes::DEVICE_MAX));
-        // Limits, and so the room, may come from a time when they were not checked.
+        // Limits, and so the room, may date from a time when they were not checked.
         let grown = filesystem.size.saturating_add(growth).round_down(sector);
         let growth = grown.saturating_sub(filesystem.size);
         if growth == Sectors::ZERO {
@@ -201,7 +201,7 @@ pub fn outgrown(recorded: Sectors, limit: Option<Sectors>, xfs: Option<Sectors>,
     let size = recorded.max(xfs);
     // The last block may extend past the end of the device.
     match mapped.filter(|mapped| Some(*mapped) > size.round_up(sizes::DATA_BLOCK)) {
-        // The XFS has grown, but so far only its log says so.
+        // The XFS has grown, but only its log shows that yet.
         Some(mapped) => limit.map_or(largest, |limit| limit.min(largest)).max(mapped),
         None => size,
     }

@@ -57,7 +57,7 @@ fn data_and_metadata_keep_their_own_space() {
     check(unknown(400 * GIB), data(51_200));
     let held_back = (sizes::thin_metadata_at_most(Sectors(100 * GIB), 100).0 - 59_392) * 2;
     check(unknown(held_back + 3 * 2048), data(3));
-    // No space is left for now. That is no reason to let writes fail.
+    // There is no space now, but writes must not fail for that reason.
     check(unknown(held_back), Growth::default());
     check(unknown(2047), Growth { writes_fail: true, ..Growth::default() });
     // If the metadata cannot grow, no space is kept for it.
@@ -99,7 +99,7 @@ fn metadata_that_cannot_grow_stops_promises() {
     let scarce = GrowthFacts { available: Sectors(2 * 59_392 - 1), ..low_on_metadata() };
     let stopped = Growth { writes_fail: true, exhausted: Some(Exhausted::Devices), ..Growth::default() };
     check(scarce, stopped);
-    // At the next check nothing is tried before something has changed.
+    // At the next check no growth is tried before the situation has changed.
     let known = GrowthFacts { metadata_exhausted: true, writes_fail: true, ..scarce };
     check(known, Growth { writes_fail: true, ..Growth::default() });
     let tight = GrowthFacts { overprovisioning: false, ..low_on_metadata() };
@@ -125,7 +125,7 @@ fn data_gets_what_metadata_leaves() {
 }
 
 proptest! {
-    /// No plan hands out more space than there is, partial data blocks, or more than one step.
+    /// No plan hands out more space than is available, partial data blocks, or more than one step.
     #[test]
     fn plans_are_covered(
         usable in 0..1_u64 << 40, available in 0..1_u64 << 40, metadata in 0..1_u64 << 26, needed in 0..1_u64 << 26,

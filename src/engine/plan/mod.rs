@@ -1,8 +1,8 @@
-//! Planning: pure functions from state to plan. So plans can be tested by the million and shown as
-//! a dry run.
+//! Planning: pure functions from state to plan. So tests can run millions of plans, and a dry run
+//! can show one.
 //!
-//! This module knows numbers and the types of the metadata. It must never know the kernel, the
-//! clock, or locks.
+//! This module handles numbers and the types of the metadata. It must never depend on the kernel,
+//! the clock, or locks.
 
 pub mod alloc;
 pub mod cap;

@@ -1,4 +1,5 @@
-//! Which devices can be combined, by their sector sizes (`docs/spec/engine/storage-stack.md` §12).
+//! Which devices can be combined in a pool, by their sector sizes
+//! (`docs/spec/engine/storage-stack.md` §12).
 
 use std::fmt;
 

@@ -1,6 +1,7 @@
 //! Appends to lists of segments and merges adjacent ones.
 //!
-//! The order of a list is the order in which the device is assembled, so nothing here sorts a list.
+//! The order of a list is the order in which the device is assembled, so this module never sorts a
+//! list.
 
 use crate::{
     base::units::Sectors,

@@ -2,18 +2,18 @@
 //! (`docs/spec/engine/storage-stack.md` §9.5 describes what it does then).
 //!
 //! The kernel raises one event when the number of free data blocks of a thin pool falls to the
-//! low-water mark. The usual mark is there for the thin pool itself, which must grow in time. But a
-//! filesystem can be full long before that, and nothing else tells that one is filling up. So the
-//! daemon sets the mark closer, and moves it again whenever it was passed.
+//! low-water mark. The usual mark serves the thin pool itself, which must grow in time. But a
+//! filesystem can be full long before that, and no other event reports that a filesystem is filling
+//! up. So the daemon sets the mark closer, and moves it again whenever it was passed.
 //!
-//! That has a price. The kernel takes a new mark only with a new table. For that it suspends every
-//! thin device of the pool, one after the other, and waits for a grace period of its locks at each:
-//! some ms for each filesystem, in which the pool does no I/O. With few filesystems nobody notices.
-//! With hundreds, a mark moved every 256 MiB would leave no time for anything else. There the mark
-//! is moved when nobody writes. As long as somebody writes, the daemon checks the pool by time,
-//! which costs one query to the kernel.
+//! This has a cost. The kernel accepts a new mark only with a new table. To load it, the kernel
+//! suspends every thin device of the pool, one after the other, and waits for a grace period of its
+//! locks at each: some ms for each filesystem, in which the pool does no I/O. With few filesystems,
+//! users do not notice. With hundreds, a mark that moves every 256 MiB would leave no time for
+//! other I/O. In such a pool the mark is moved only when there are no writes. As long as there are
+//! writes, the daemon checks the pool by time, which costs one query to the kernel.
 //!
-//! This module knows numbers. It must never know the kernel or the clock.
+//! This module handles numbers. It must never depend on the kernel or the clock.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -23,15 +23,16 @@ use crate::{
 };
 
 /// Bounds of the number of data blocks given out before the next check of filesystems. Above the
-/// upper bound a new filesystem could fill up before the check. Below the lower bound I/O would be
-/// held up too often.
+/// upper bound, a new filesystem could fill up before the check. Below the lower bound, I/O would
+/// be held up too often.
 const LOOK_AFTER: RangeInclusive<u64> = 32..=1024;
 /// The mark may be moved each time that this many data blocks were given out for each thin device.
-/// A disk that writes 1 GiB in a second needs 31 ms for them, and the kernel about 10 ms to suspend
-/// the device.
+/// A disk that writes 1 GiB in a second needs 31 ms to fill them, and the kernel needs about 10 ms
+/// to suspend the device.
 const BLOCKS_PER_DEVICE: u64 = 32;
-/// Ten times what the kernel takes to suspend a thin device. If the mark may not be moved
-/// otherwise, nobody must have written for this long, times the number of thin devices.
+/// Ten times as long as the kernel takes to suspend a thin device. If the mark may not be moved
+/// otherwise, it may be moved after a time without writes: this long, times the number of thin
+/// devices.
 const QUIET_PER_DEVICE: Duration = Duration::from_millis(100);
 /// The most data blocks given out in a second: disks write at most 2 GiB in a second.
 const BLOCKS_PER_SECOND: u64 = 2048;
@@ -61,8 +62,8 @@ impl Watched {
         self.limit.unwrap_or(sizes::DEVICE_MAX).min(sizes::DEVICE_MAX) > self.size
     }
 
-    /// The space left in the filesystem. One that was filled and emptied again already has its
-    /// blocks; it counts as having a quarter of its size left.
+    /// The space left in the filesystem. A filesystem that was filled and emptied again already has
+    /// its blocks; it counts as having a quarter of its size left.
     fn room(self) -> Sectors {
         self.size.saturating_sub(self.mapped).max(Sectors(self.size.0 / 4))
     }
@@ -79,7 +80,7 @@ pub struct WatchFacts {
     pub free: DataBlocks,
     /// The number of thin devices.
     pub devices: u64,
-    /// How long no write was seen.
+    /// How long no write has been seen.
     pub quiet: Duration,
 }
 
@@ -115,7 +116,8 @@ pub fn watch(pool: &WatchFacts, filesystems: impl IntoIterator<Item = Watched>) 
     }
     let may_move = step >= devices.saturating_mul(BLOCKS_PER_DEVICE)
         || quiet >= QUIET_PER_DEVICE.saturating_mul(u32::try_from(devices).unwrap_or(u32::MAX));
-    // Below the usual mark the event of that mark has come, and the daemon has done what it could.
+    // Below the usual mark, the event of that mark has been raised, and the daemon has already
+    // reacted as far as possible.
     let above_usual = Some(free.saturating_sub(usual)).filter(|above| above.0 > 0);
     if may_move {
         let soon = free.saturating_sub(DataBlocks(step));

@@ -37,7 +37,7 @@ use crate::{
 pub const RESERVE_BYTES: u64 = 4096;
 
 impl Pool {
-    /// The metadata as recorded on the devices. The pool is made of it, except for a cache tier
+    /// The metadata as recorded on the devices. The pool is set up from it, except for a cache tier
     /// that it was set up without.
     pub(in crate::engine) fn on_record(&self) -> PoolMetadata {
         self.record.on_disk()
@@ -88,10 +88,10 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes a commit back because of `cause`, a failure of something that had to follow the
-    /// commit. The former state is recorded again; in memory it is restored in any case. Returns
-    /// the error to report: `cause`, or [`Error::Unrecorded`] if the next set-up may find the state
-    /// that was to be taken back.
+    /// Takes a commit back because of `cause`, a failure of a step that had to follow the commit.
+    /// The former state is recorded again; in memory it is restored in any case. Returns the error
+    /// to report: `cause`, or [`Error::Unrecorded`] if the next set-up may find the state that was
+    /// to be taken back.
     pub(in crate::engine) fn take_back(&mut self, platform: &dyn Platform, old: PoolMetadata, cause: Error) -> Error {
         let new = self.record.go_back(old);
         self.show();

@@ -70,7 +70,7 @@ impl Pool {
     /// Notes what the pool's LUKS2 header says now (version 2).
     ///
     /// # Errors
-    /// If nothing in the header is usable.
+    /// If no binding in the header is usable.
     pub(in crate::engine) fn note_header(&mut self, header: &Header) -> Result<()> {
         self.note_encryption(Some(Info::of_pool(read_pool_header(header)?)));
         Ok(())

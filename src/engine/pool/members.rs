@@ -154,7 +154,7 @@ impl Members {
         let marks = HeaderFlags::UNCOMMITTED.with(HeaderFlags::GROWN);
         let members = self.0.values_mut();
         let mut devices: Vec<_> = members.map(|member| (member.device.path.as_path(), &mut member.bda)).collect();
-        // This writes nothing if there is nothing to do.
+        // This writes only if there is something to repair.
         let cleared = bda::clear_flags(platform, &mut devices, marks);
         for ((path, _), cleared) in devices.into_iter().zip(cleared) {
             if let Err(error) = cleared {

@@ -24,7 +24,7 @@ pub(super) struct Projection {
 }
 
 impl Projection {
-    /// The view of a pool of which nothing is known yet.
+    /// The view of a pool before anything is known about it.
     pub fn new(uuid: PoolUuid, name: Name, version: MetadataVersion) -> Projection {
         let shown = view::PoolView {
             uuid,

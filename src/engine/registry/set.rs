@@ -1,4 +1,4 @@
-//! The devices found of one pool, and what they say about it.
+//! The devices found of one pool, and what they say about the pool.
 //!
 //! Several devices may carry one identity. The set keeps them all, and one of them counts
 //! ([`ties`](crate::engine::ties)). While it is unclear which one counts, the pool does not start.
@@ -655,8 +655,8 @@ impl DeviceSet {
         shown
     }
 
-    /// Why the pool does not run. What the devices say comes first: they may have changed since
-    /// something went wrong.
+    /// Why the pool does not run. What the devices say comes first: they may have changed since the
+    /// last failure.
     fn reason(&self, uuid: PoolUuid, verdict: DeviceSetVerdict) -> Option<Arc<str>> {
         let was_stopped = matches!(&verdict, DeviceSetVerdict::Complete(metadata) if metadata.started == Some(false));
         if self.being_set_up {

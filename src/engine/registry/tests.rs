@@ -1,4 +1,5 @@
-//! A change of one pool costs nothing for the others, and clients still see exactly what is known.
+//! A change of one pool has no cost for the other pools, and clients still see exactly what is
+//! known.
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 

@@ -29,7 +29,7 @@ pub(super) fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo:
         _ => None,
     });
     pool.growth.adopt_low_water(mark);
-    // The metadata of a running thin pool belongs to the kernel; nobody else may read it.
+    // The metadata of a running thin pool belongs to the kernel; no other program may read it.
     if found.is_none() {
         make_sound(platform, pool, &shape, undo)?;
     }
