@@ -124,7 +124,8 @@ impl Engine {
         std::mem::take(&mut *self.follow_ups.lock())
     }
 
-    /// Makes re-encryption jobs stop as soon as they can. A job resumes at the next set-up of its pool.
+    /// Makes re-encryption jobs stop as soon as they can. A job resumes at the next set-up of its
+    /// pool.
     pub fn end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }

@@ -20,8 +20,8 @@
 //! A check holds the pool exclusively to read the status, write the metadata once and swap a few
 //! tables. I/O stops only for the swap of each table, which has been loaded before. A program
 //! computes the need for thin metadata, so it runs without a lock, once for each size of the pool
-//! and each filesystem limit. Data does not wait for the result: until then, it grows only up to
-//! the space that metadata may need.
+//! and each filesystem limit. Data does not wait for the result: it grows before, but leaves the
+//! space that metadata may need.
 
 use std::time::Duration;
 

@@ -375,7 +375,7 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
 
 /// Lets the pool use a device that has grown. The new size is first recorded on the device, with a
 /// mark; from then on the device has grown. Next, the pool metadata reserves the space that
-/// integrity data needs of it. After a power cut in between, the next set-up does that because of
+/// integrity data needs on it. After a power cut in between, the next set-up does that because of
 /// the mark.
 fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
     pool.check_requests_for_space()?;

@@ -140,8 +140,8 @@ pub(super) fn is_settled(engine: &Engine, pool: &Pool, more: usize, sizes: impl 
         && check_room(pool, sizes.chain(pool.filesystems.pending_sizes())).is_ok()
 }
 
-/// Refuses more filesystems than the pool's limit. Existing filesystems count, and so do
-/// filesystems that could not be set up.
+/// Refuses more filesystems than the pool's limit. Requested names count even if they exist
+/// already, and so do filesystems that could not be set up.
 pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
     let wanted = u64::try_from(pool.filesystems.recorded().saturating_add(more)).unwrap_or(u64::MAX);
     let limit = pool.fs_limit();

@@ -3,9 +3,8 @@
 //!
 //! The pool is used as always while a job runs; the job has a thread of its own and holds no lock.
 //! The crypt device cannot be extended meanwhile, so it gets space for the growth of the pool
-//! beforehand. A request that wants to use the pool alone (a stop) makes the job pause. The job
-//! continues when the pool is available again, and the request that asked for the job waits until
-//! then.
+//! beforehand. A request that wants to use the pool alone (a stop) makes the job pause. When the
+//! pool is available again, the job continues, and so does the request that asked for it.
 
 use std::sync::Arc;
 

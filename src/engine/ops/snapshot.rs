@@ -207,8 +207,8 @@ fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Step<Result<Option<F
         .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
 }
 
-/// Schedules a revert to this snapshot for the next start of the pool, or cancels it. `false`: it
-/// was scheduled, or not, already.
+/// Schedules a revert to this snapshot for the next start of the pool, or cancels it. `false`: the
+/// record says so already.
 pub fn schedule_revert(uuid: PoolUuid, snapshot: FsUuid, scheduled: bool) -> Step<Result<bool>> {
     change(uuid, move |engine, pool| schedule(engine, pool, snapshot, scheduled))
 }

@@ -125,8 +125,8 @@ fn assemble_layers(
     }
     let shape = pool.shape();
     if shape.cap() == Role::OriginSub {
-        // If the creation of a cache had begun and could not be taken back, the devices on it are
-        // moved off it.
+        // If the creation of a cache had begun and could not be taken back, the devices that lie on
+        // the cache are moved off it.
         pool.stack.find(platform, Role::Cache)?;
     }
     pool.stack.move_to_cap(platform, &shape)?;
