@@ -1,7 +1,7 @@
 //! Checks of arguments that need no engine: sizes, names, object paths, encryption and integrity
 //! parameters (`docs/spec/dbus/dbus-api.md` §2.2 and §7). Each refusal is one sentence for people.
 //!
-//! This module sees no more of a pool than the published tree shows.
+//! This module knows only the part of a pool that the published tree shows.
 
 use crate::{
     base::{
@@ -25,8 +25,8 @@ use crate::{
 
 /// Smallest filesystem: 512 MiB.
 const FILESYSTEM_MIN: Sectors = Sectors(1 << 20);
-/// Size of a filesystem if the call gives none: 1 TiB. Used here only to compare it with a size
-/// limit.
+/// Size of a filesystem if the call gives none: 1 TiB. This module uses it only to compare it with
+/// a size limit.
 const FILESYSTEM_DEFAULT: Sectors = Sectors(1 << 31);
 /// Largest size that fits into a number of sectors.
 const SIZE_MAX: Bytes = Bytes(u64::MAX as u128 * SECTOR as u128);
@@ -95,8 +95,8 @@ type Result<T> = std::result::Result<T, ArgumentError>;
 /// A filesystem in the arguments of the newest CreateFilesystems: name, size, size limit.
 pub type FilesystemSpec = (String, Option<String>, Option<String>);
 
-/// The filesystem that CreateFilesystems asks for. More than one is refused: clients of these
-/// revisions expect that.
+/// The filesystem that CreateFilesystems asks for. A call that asks for more than one is refused:
+/// clients of these revisions expect that.
 pub fn filesystem(specs: Vec<FilesystemSpec>) -> Result<Option<NewFilesystem>> {
     const SIZE: &str = "filesystem size";
     const LIMIT: &str = "filesystem size limit";
@@ -170,8 +170,8 @@ pub fn pool_id(id: &str, id_type: &str) -> Result<PoolRef> {
 }
 
 /// The unlock method of r0 to r7: all bindings of one kind, or any. A pool of version 2 may have
-/// other tokens than clients of these revisions know. Some daemons accept only the one spelling,
-/// some only the other. The value beside the flag "none" has no meaning (`dbus-api.md` §12, row 1).
+/// other tokens than clients of these revisions know. Some daemons accept only one spelling, others
+/// only the other. The value beside the flag "none" has no meaning (`dbus-api.md` §12, row 1).
 pub fn legacy_unlock_method(method: Option<String>) -> Result<Option<UnlockMethod>> {
     match method.as_deref() {
         None => Ok(None),
@@ -213,8 +213,8 @@ pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result
     }
 }
 
-/// The filesystems of the pool among the paths, each once. Other paths are left out silently: the
-/// caller wants their objects gone from the pool, and the pool does not have them.
+/// The filesystems of the pool among the paths, each once. Paths of other objects are skipped
+/// silently: the caller wants these objects removed from the pool, and the pool does not have them.
 pub fn filesystems_of(tree: &Tree, pool: PoolUuid, paths: &[PathArgument]) -> Vec<FsUuid> {
     let mut found: Vec<FsUuid> = Vec::new();
     for uuid in paths.iter().filter_map(|path| filesystem_of(tree, pool, path).ok()) {
@@ -244,8 +244,8 @@ pub type KeySpec = (Option<u32>, String);
 /// A token slot, if the call gives one, a pin and its configuration in JSON.
 pub type ClevisSpec = (Option<u32>, String, String);
 
-/// How a pool is to be encrypted. The JSON has been parsed and the token slots exist; the rest is
-/// not checked yet.
+/// How a pool is to be encrypted. The JSON is parsed and the token slots are valid; the rest is not
+/// checked yet.
 #[derive(Debug)]
 pub struct Mechanisms {
     keys: Vec<KeySpec>,
@@ -253,7 +253,8 @@ pub struct Mechanisms {
 }
 
 impl Mechanisms {
-    /// Checks what is reported before all other mistakes: first the JSON, then the token slots.
+    /// Makes the checks whose refusals come before all others: first the JSON, then the token
+    /// slots.
     pub fn parse(keys: Vec<KeySpec>, clevis: Vec<ClevisSpec>) -> Result<Mechanisms> {
         let clevis = clevis
             .into_iter()

@@ -1,9 +1,9 @@
-//! Calls whose passphrase has not been written yet. The reader waits for all of them as for one
-//! descriptor.
+//! Calls whose client has not written the passphrase yet. The reader waits for all of them through
+//! one descriptor.
 //!
-//! The kernel keeps the list (epoll). Polling all descriptors would scan them in each round of the
-//! reader, and each round serves a client's read: 256 awaited passphrases made a `Get` six times as
-//! slow. This module does not know what happens once a passphrase has arrived.
+//! The kernel keeps the list (epoll). If the reader polled all descriptors itself, it would scan
+//! them in each round, and each round serves a client's read: 256 awaited passphrases made a `Get`
+//! six times as slow. This module does not know what happens once a passphrase has arrived.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,8 +19,8 @@ use rustix::{
 
 use crate::bus::wire::Descriptor;
 
-/// Ready descriptors taken from the kernel at once. The others are still readable in the next
-/// round.
+/// The most ready descriptors that one call takes from the kernel. The others are still readable in
+/// the next round.
 const READY_AT_ONCE: usize = 64;
 
 /// Calls that wait until their descriptor is readable.
@@ -56,7 +56,7 @@ impl<T> AwaitedPassphrases<T> {
         None
     }
 
-    /// Readable when a descriptor of the list is.
+    /// The descriptor that becomes readable when one in the list does.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }

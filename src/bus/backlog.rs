@@ -1,10 +1,11 @@
-//! What the tree writer holds back behind large changes: the signals of those changes, and updates
-//! about the same pools.
+//! What the tree writer holds back because of large changes: the remaining signals of those
+//! changes, and later updates about the same pools.
 //!
 //! A change of ten thousand objects is published at once, but its signals are sent in portions.
 //! Updates about other pools are sent between the portions. Until the last portion is sent, no
-//! other update about the same pool is published or answered. So the value that a client reads of
-//! an object is at most one change ahead of the signals that the client has got, never behind.
+//! other update about the same pool is published or answered. So the value of an object that a
+//! client reads is at most one change ahead of the signals that the client has received, and never
+//! behind them.
 //!
 //! Pure state: sends nothing.
 
@@ -23,7 +24,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Topics {
     pools: Vec<PoolUuid>,
-    /// The update carries a reply about pools that are not known here.
+    /// The update carries a reply, and the update does not say about which pools.
     any: bool,
 }
 

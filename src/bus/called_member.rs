@@ -1,8 +1,9 @@
 //! The call behind an answer. It decides the form of the answer: return code and text, or a D-Bus
 //! error. No other module gives an outcome its form.
 //!
-//! Engine errors never become D-Bus errors of *methods*. Setting a property has no other way to
-//! fail. The texts are for people: no client parses them (`docs/spec/dbus/dbus-api.md` §6).
+//! Engine errors never become D-Bus errors of *methods*. A failed set of a property does become a
+//! D-Bus error, since it has no other way to fail. The texts are for people: no client parses them
+//! (`docs/spec/dbus/dbus-api.md` §6).
 
 use crate::bus::{
     answer::{Answer, error_name, readable},

@@ -1,5 +1,5 @@
-//! From one version of the tree to the next, and the signals of the difference. The signals are
-//! computed by comparing the old and the new tree, never written by hand, so that no property
+//! Computes the next version of the tree, and the signals of the difference. The signals come from
+//! a comparison of the old and the new tree, never from hand-written code, so that no property
 //! changes without its signal.
 //!
 //! Pure: knows no connection and no thread.
@@ -64,8 +64,8 @@ impl Signals {
     }
 
     /// The next messages, until they add up to `bytes` bytes or none are left. A portion may end
-    /// between the messages of one object: an object has ten messages, and the bus needs 100 µs for
-    /// them.
+    /// between the messages of one object: an object has ten messages, and the bus takes 100 µs to
+    /// process them.
     pub fn portion(&mut self, bytes: usize) -> Vec<Result<Outgoing, NotAMessage>> {
         let mut portion = Vec::new();
         let mut sum = 0;

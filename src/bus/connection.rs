@@ -2,17 +2,17 @@
 //! threads write to it.
 //!
 //! libdbus connects and reads. Outgoing messages bypass the library and go through the
-//! [`send_queue`](super::send_queue). Once connected, the library sends nothing: it would send only when
-//! told to, or when it answers calls by itself. So a thread that sends waits for nothing, and no
+//! [`send_queue`](super::send_queue). Once connected, the library sends nothing: it would send only
+//! on request, or when it answers calls by itself. So a thread that sends waits for nothing, and no
 //! thread blocks inside the library: the reader waits in its own poll for the socket and a waker. A
-//! send that could not be completed wakes the reader, which then waits until the socket takes more.
-//! No wake-up is lost: the sender queues first and wakes then; the reader drains the waker first
-//! and looks at the queue then.
+//! thread that could not send its whole message wakes the reader, which then waits until the socket
+//! takes more. No wake-up is lost: the sender first queues the message and then wakes the reader;
+//! the reader first drains the waker and then looks at the queue.
 //!
-//! The [`quota`](super::quota) notes the receiver of each message, and the connection asks the bus
-//! what it holds whenever the quotas say so.
+//! The [`quota`](super::quota) notes the receiver of each message. When the quotas require it, the
+//! connection asks the bus how many bytes it holds.
 //!
-//! This module knows the content of no messages except those of the bus itself.
+//! This module knows the content of no messages except those to and from the bus itself.
 
 use std::{
     collections::VecDeque,
@@ -136,7 +136,7 @@ impl Connection {
     }
 
     /// Sends a message from any thread, without blocking. If an answer is too long for the bus, an
-    /// error that says so is sent instead. Any other message that is too long is dropped.
+    /// error that reports this is sent instead. Any other message that is too long is dropped.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
         let outgoing = self.fitting(message);
         self.send_fitting(&mut self.quotas.lock(), outgoing);
@@ -148,9 +148,9 @@ impl Connection {
         self.send_fitting(&mut self.quotas.lock(), outgoing);
     }
 
-    /// Sends a message if `is_right` says so at the moment at which it is queued. Messages of other
-    /// threads are sent before that moment or after the message. Returns `false` if the message was
-    /// not sent.
+    /// Sends a message if `is_right` returns `true` when the message is queued. Messages of other
+    /// threads are sent either before `is_right` is called or after this message. Returns `false`
+    /// if the message was not sent.
     pub fn send_if(&self, message: Result<Outgoing, NotAMessage>, is_right: impl FnOnce() -> bool) -> bool {
         let outgoing = self.fitting(message);
         let mut quotas = self.quotas.lock();
@@ -161,9 +161,9 @@ impl Connection {
         is_right
     }
 
-    /// Makes a message, if `make` gives one, and queues it at the same moment: messages of other
-    /// threads are sent before the message is made or after it. Other threads wait meanwhile, so
-    /// `make` must be quick.
+    /// Makes a message, if `make` returns one, and queues it in one critical section: messages of
+    /// other threads are sent either before `make` is called or after this message. Other threads
+    /// wait meanwhile, so `make` must be quick.
     pub fn send_made_if(&self, make: impl FnOnce() -> Option<Result<Outgoing, NotAMessage>>) {
         let mut quotas = self.quotas.lock();
         let outgoing = make().and_then(|message| self.fitting(message));
@@ -188,8 +188,8 @@ impl Connection {
         }
     }
 
-    /// Asks the bus to say when it has taken all messages sent before. [`Connection::passed`] tells
-    /// the answer. Only one question at a time.
+    /// Asks the bus to confirm that it has taken all messages sent before. [`Connection::passed`]
+    /// reports the answer. Only one question may be under way at a time.
     pub fn mark(&self) {
         let serial = message::next_serial();
         let envelope = Envelope::ToBus { serial, interface: BUS, member: "GetId" };
@@ -206,8 +206,8 @@ impl Connection {
         }
     }
 
-    /// Tells that the bus has taken all messages sent before the mark, or that no thread reads the
-    /// bus's answers.
+    /// Gets a message when the bus has taken all messages sent before the mark, or when no thread
+    /// reads the bus's answers.
     pub fn passed(&self) -> &Receiver<()> {
         &self.mark.passed.1
     }
@@ -246,7 +246,7 @@ impl Connection {
     pub fn take_answer(&self, message: &Message) {
         let (Some(serial), Some(BUS)) = (message.get_reply_serial(), message.sender().as_deref()) else { return };
         if self.mark.serial.compare_exchange(serial, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            // An error shows as much as an answer.
+            // An error answer, too, shows that the bus has taken the earlier messages.
             return self.mark.pass();
         }
         let Some(Question { side, dialect }) = self.quotas.lock().question(serial) else { return };
@@ -277,14 +277,15 @@ impl Connection {
         self.quotas.lock().list_done(&caller.name);
     }
 
-    /// Whether a list of `bytes` bytes may be sent. If the quotas cannot tell, the bus is asked and
-    /// its answer awaited. The reader must not call this: the reader takes that answer.
+    /// Whether a list of `bytes` bytes may be sent. If the quotas cannot decide, this method asks
+    /// the bus and waits for its answer. The reader must not call this method: the reader takes
+    /// that answer.
     pub fn list_fits(&self, caller: &Caller, bytes: usize) -> bool {
         let deadline = Instant::now() + BUS_CALL_LIMIT;
         let mut quotas = self.quotas.lock();
-        // An answer under way may be older than what the caller has read since, and a question may
-        // have to be repeated in another dialect. The third answer is neither outdated nor in the
-        // wrong dialect.
+        // An answer under way may be older than what the caller has read since, and the question
+        // may have to be repeated in another dialect. The third answer is neither outdated nor in
+        // the wrong dialect.
         for _ in 0..3 {
             if quotas.list_fits(&caller.name, bytes) {
                 return true;
@@ -302,7 +303,8 @@ impl Connection {
         quotas.list_fits(&caller.name, bytes)
     }
 
-    /// Whether to read calls and build lists. If not, the bus must take what waits first.
+    /// Whether the daemon may read calls and build lists. If not, the bus must first take what
+    /// waits.
     pub fn has_room(&self) -> bool {
         self.send_queue.has_room()
     }
@@ -313,12 +315,12 @@ impl Connection {
         self.send_queue.wait_for_room()
     }
 
-    /// From now on the reader reads and polls.
+    /// From now on the reader reads from the bus and polls the socket.
     pub fn begin(&self) {
         self.mark.is_heard.store(true, Ordering::SeqCst);
     }
 
-    /// The reader no longer reads or polls. Threads that wait for room continue.
+    /// The reader no longer reads or polls. Threads that wait for room return.
     pub fn end(&self) {
         self.send_queue.end();
         self.quotas.lock().end();
@@ -334,8 +336,8 @@ impl Connection {
     }
 
     /// Waits for input on the socket, for the socket to take what waits, for the waker, or for
-    /// `other` to be readable; then reads and writes what is possible without blocking. Only for
-    /// the thread that owns reading.
+    /// `other` to be readable; then reads and writes what is possible without blocking. Only the
+    /// reader's thread may call this method.
     ///
     /// # Errors
     /// When the connection is lost.
@@ -360,7 +362,7 @@ impl Connection {
     }
 
     /// Sends all that waits, as long as the bus takes some of it at least every `pause`, and within
-    /// the limit. For the end, when no other thread reads or polls.
+    /// the limit. Called at the end, when no other thread reads or polls.
     pub fn flush(&self, pause: Duration, limit: Duration) {
         let end = Instant::now() + limit;
         let mut left = self.send_queue.bytes_waiting();

@@ -1,9 +1,9 @@
-//! The boundary between the bus and whoever runs requests: jobs out, replies in.
+//! The boundary between the bus and the code that runs requests: jobs go out, replies come in.
 //!
 //! The reader makes a [`Job`] of every call that it cannot answer from the published tree and gives
-//! the job to a [`Submit`]. Whoever runs the job's chain hands each step's changes to the tree
-//! writer as [`view::Update<Reply>`](crate::view::Update); the update of the last step carries the
-//! reply. This module knows nothing of locks, workers or the thread on which a chain runs.
+//! the job to a [`Submit`]. The code that runs the job's chain hands each step's changes to the
+//! tree writer as [`view::Update<Reply>`](crate::view::Update); the update of the last step carries
+//! the reply. This module knows nothing of locks, workers or the thread on which a chain runs.
 
 use std::{fmt, time::Duration};
 
@@ -19,7 +19,7 @@ pub trait Submit: Send + Sync {
     /// because the daemon stops, its `on_failure` makes the answer.
     fn submit(&self, job: Job);
     /// Which requests hold pools and which wait for them, which programs run, and how udev
-    /// responds. The lister asks for it, to show it to people.
+    /// responds. The lister calls this for the reports.
     fn locks(&self) -> Locks;
 }
 
@@ -45,7 +45,7 @@ pub struct ReportedProgram {
     pub process: u32,
     /// How long it has been running.
     pub age: Duration,
-    /// The program was killed because its time was up, and has not ended.
+    /// The program ran out of time and was killed, but has not ended.
     pub is_stuck: bool,
 }
 
@@ -79,7 +79,7 @@ impl fmt::Debug for Job {
 /// The pools that a reply tells about. The reply follows their signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
-    /// No pool, or only one that the reply's own update brings.
+    /// No pool, or only a pool that the reply's own update contains.
     Nothing,
     /// This pool.
     Pool(PoolUuid),
@@ -109,7 +109,7 @@ impl Reply {
 
     /// Sends no message: calls `tell` on the tree writer's thread when the changes of the update,
     /// and all changes before it, have been published. `tell` must be quick. The daemon's start
-    /// uses this to take the bus name only after the first view is published.
+    /// uses this reply to take the bus name only after the first view is published.
     pub fn tell(tell: impl FnOnce() + Send + 'static) -> Reply {
         Reply { to: Recipient::Inside(Box::new(|_| tell())), about: About::Any }
     }

@@ -1,11 +1,11 @@
-//! The lister: builds and sends the answers that take long, on its own thread so that nothing else
-//! waits for them: lists of all objects, which can be tens of megabytes, reports, and the
+//! The lister: builds and sends the answers that take long, on its own thread so that no other
+//! answer waits for them: lists of all objects, which can be tens of megabytes, reports, and the
 //! introspection of the top object.
 //!
 //! Each answer is made of one version of the tree, the newest when the answer is sent; see
 //! [`Published::order`] for its place among the signals. The lister waits for the bus to take
 //! earlier answers before it makes another, so that a client that keeps asking costs a bounded
-//! amount of memory. It sends none to a client that does not read (see [`super::quota`]).
+//! amount of memory. It sends no list to a client that does not read (see [`super::quota`]).
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 

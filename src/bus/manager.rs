@@ -1,10 +1,11 @@
 //! The properties of Manager: the version, and the lists of stopped pools as the bytes in which
 //! clients read them.
 //!
-//! A list of a thousand stopped pools takes milliseconds to make, and every read is answered by one
-//! thread. So the tree writer encodes each stopped pool once, when its change is published, in every
-//! form that a property has; the lists keep the bytes from one version to the next. A read joins
-//! the bytes of all pools once for each version, and later reads of that version share the result.
+//! A list of a thousand stopped pools takes milliseconds to make, and one thread answers every
+//! read. So the tree writer encodes each stopped pool once, when its change is published, in every
+//! form that a property has; the lists keep the bytes from one version to the next. The first read
+//! of a list in a version joins the bytes of all pools, and later reads of that version share the
+//! result.
 //!
 //! Facts: `docs/spec/dbus/dbus-api.md` §3.1. This module knows no revisions, and nothing of the
 //! engine behind the state.
@@ -91,7 +92,7 @@ impl StoppedLists {
         StoppedLists { entries, joined: Default::default() }
     }
 
-    /// The entries that two versions do not share: those of the one, those of the other.
+    /// The entries that two versions do not share: first those of `self`, then those of `other`.
     pub(super) fn differences(&self, other: &StoppedLists) -> [StoppedLists; 2] {
         let [mut ours, mut theirs] = [StoppedLists::default(), StoppedLists::default()];
         for difference in self.entries.diff(&other.entries) {
@@ -153,7 +154,7 @@ fn stopped_pool(pool: &StoppedPoolView, form: StoppedForm) -> Option<(Value, Val
         Value::Dict("{ss}", vec![(Value::str("devnode"), path(node)), (Value::str("uuid"), Value::str(uuid.simple()))])
     });
     let mut entries = vec![("devs", Value::Array("a{ss}", devices.collect()))];
-    // The name is shown even if other pools have it too. Requests by such a name are refused, and
+    // The name is shown even if other pools have it too. Requests by such a name are refused, but
     // clients show the name to people.
     if let Some(name) = &pool.name {
         entries.push(("name", Value::str(name.as_str())));
@@ -189,7 +190,7 @@ fn details(pool: &StoppedPoolView) -> [(&'static str, Value); 2] {
     [("metadata_version", version), ("features", features)]
 }
 
-/// `(bv)`: the value if the devices agree, otherwise a text that says why there is none.
+/// `(bv)`: the value if the devices agree, otherwise a text that says why there is no value.
 fn agreed(agreed: bool, information: Value) -> Value {
     let inner = match agreed {
         true => information,
@@ -259,8 +260,8 @@ mod tests {
 
     const MANAGER: &str = "org.storage.stratis3.Manager.r";
 
-    /// Each read made and checked the list of a thousand pools again, for 8 to 14 ms, and nobody
-    /// else was answered meanwhile.
+    /// Each read made and checked the list of a thousand pools again, for 8 to 14 ms, and no other
+    /// call was answered meanwhile.
     #[test]
     fn reads_encode_no_stopped_pool_again() {
         const COUNT: u64 = 1000;
@@ -280,11 +281,11 @@ mod tests {
         assert_eq!(ENCODED.get(), COUNT as usize, "the reads");
         let one_more = after(&tree, &stopped(2, (0..=COUNT).map(pool)));
         read(&one_more, "Get", &[&format!("{MANAGER}9"), "StoppedPools"]);
-        // Pools of other values are compared, not encoded.
+        // The unchanged pools are compared by value, not encoded again.
         assert_eq!(ENCODED.get(), COUNT as usize + 1, "the change of one pool");
     }
 
-    /// What is sent is what would be made of values, and libdbus reads it.
+    /// The joined bytes equal those made from values, and libdbus reads them.
     #[test]
     fn kept_lists_equal_those_made_of_values() {
         let caller = Caller { name: ":1.1".into(), serial: 1 };

@@ -2,11 +2,12 @@
 //! daemon's own values.
 //!
 //! A message is a new header followed by a body that is already bytes. libdbus parses the message
-//! before it is sent: an invalid one would make the bus end the connection. A list is not parsed,
-//! since that takes longer than the rest of sending it; its entries have been parsed, as signals.
-//! Nor is an answer that shares bytes, which are texts and constants of the daemon's own.
-//! Decoding trusts nothing: types must match the wanted signature, and the memory that one message
-//! can make the daemon allocate is limited. This module does not know what the values mean.
+//! before it is sent: an invalid message would make the bus end the connection. A list is not
+//! parsed, since that takes longer than the rest of sending it; its entries have already been
+//! parsed, as signals. An answer that shares bytes is not parsed either: these are texts and
+//! constants of the daemon's own. Decoding trusts nothing: types must match the wanted signature,
+//! and the memory that one message can make the daemon allocate is limited. This module does not
+//! know what the values mean.
 
 use std::{
     fs::File,
@@ -34,8 +35,8 @@ use crate::bus::{
 /// Longest array that the D-Bus specification allows. A message may be twice as long.
 pub const ARRAY_BYTES_MAX: usize = 64 << 20;
 
-/// Values that the arguments of one call may contain, including nested ones. The largest useful
-/// call names some thousands of devices or filesystems.
+/// The most values that the arguments of one call may contain, including nested ones. The largest
+/// useful call names some thousands of devices or filesystems.
 const VALUES_MAX: usize = 100_000;
 
 /// The arguments of a message do not match the member.
@@ -166,13 +167,13 @@ fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usiz
 pub struct Outgoing {
     /// Its bytes.
     pub parts: Vec<MessagePart>,
-    /// The call that the message answers. `None` for signals, which everybody gets.
+    /// The caller that gets the message as its answer. `None` for signals, which all listeners get.
     pub to: Option<Caller>,
 }
 
 impl Outgoing {
     /// The message if it has at most `limit` bytes. A longer answer is replaced by an error that
-    /// says so.
+    /// reports this.
     ///
     /// # Errors
     /// [`NotAMessage::TooLong`] if no caller waits for the message, or if not even the error fits.
@@ -269,7 +270,7 @@ pub fn list(caller: &Caller, entries: Vec<Arc<ObjectEntry>>) -> Outgoing {
     Outgoing { parts, to: Some(caller.clone()) }
 }
 
-/// Makes an answer that shares bytes with others. As a list, it is not parsed.
+/// Makes an answer that shares bytes with others. Like a list, it is not parsed.
 fn sharing(caller: &Caller, body: &Body) -> Result<Outgoing, NotAMessage> {
     let body_bytes = body.length();
     if body_bytes > ARRAY_BYTES_MAX {
@@ -355,7 +356,7 @@ pub fn set_argument(message: &Message, wanted: &'static str) -> Result<Value, Ba
 }
 
 /// The value at the iterator. The caller has compared its type with `signature`. A value that does
-/// not match after all is a [`BadArguments::Row`].
+/// not match anyway is a [`BadArguments::Row`].
 fn value(iter: &mut Iter<'_>, signature: &'static str, values_left: &mut usize) -> Result<Value, BadArguments> {
     fn basic<'a, T: Get<'a>>(iter: &mut Iter<'a>) -> Result<T, BadArguments> {
         iter.get::<T>().ok_or(BadArguments::Row)

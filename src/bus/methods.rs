@@ -60,7 +60,7 @@ pub enum HandlerResult {
     Now(Outcome),
     /// Run this chain of the engine.
     Chain(Step<Outcome>),
-    /// Run this chain of the engine once the descriptor is readable. That may be long after the
+    /// Run this chain of the engine once the descriptor is readable, which may be long after the
     /// call. The chain also runs when the wait has taken too long.
     After(Descriptor, Step<Outcome>),
     /// Make a report.
@@ -74,8 +74,8 @@ fn checked(work: Result<HandlerResult, ArgumentError>) -> Handled {
     Ok(work.unwrap_or_else(|refusal| HandlerResult::Now(Outcome::refused(&refusal))))
 }
 
-/// The chain of an engine operation. `tell` makes the reply's result from the operation's; `None`
-/// if nothing was changed.
+/// The chain of an engine operation. `tell` makes the result of the reply from the result of the
+/// operation; it returns `None` if nothing was changed.
 fn chain<T: Send + 'static>(
     next: Step<Result<T, Error>>,
     tell: impl FnOnce(T) -> Option<Late<Value>> + Send + 'static,
@@ -88,8 +88,8 @@ fn changed(value: Value) -> Late<Value> {
     Box::new(|_| Value::Struct(vec![Value::Bool(true), value]))
 }
 
-/// The result `(true, value)`, where the value contains paths of objects that do not exist before
-/// the change is published.
+/// The result `(true, value)`, where the value contains paths of objects that only exist once the
+/// change is published.
 fn changed_later(build: impl FnOnce(&Tree) -> Value + Send + 'static) -> Late<Value> {
     Box::new(move |tree| Value::Struct(vec![Value::Bool(true), build(tree)]))
 }
@@ -210,8 +210,8 @@ fn create_pool(
     }))
 }
 
-/// The reply gives the UUID in 32 digits, as everywhere. A path that is not a pool's is refused in
-/// every revision, as in the existing daemon since 3.9 (`dbus-api.md` §12).
+/// The reply contains the UUID as 32 digits, as everywhere. A path that is not a pool's is refused
+/// in every revision, as in the existing daemon since 3.9 (`dbus-api.md` §12).
 pub(super) fn destroy_pool(mut call: Call<'_>) -> Handled {
     let (path,): (PathArgument,) = call.arguments()?;
     checked((|| {
@@ -301,8 +301,8 @@ fn start_pool(which: PoolRef, unlock: UnlockOptions, cache: CacheTier) -> Step<O
     ops::start_pool(which, unlock, cache).map(move |started| Outcome::of(started, tell))
 }
 
-/// The old way to start an encrypted pool: just a start with an unlock method, which opens all
-/// devices of the pool.
+/// The old way to start an encrypted pool: a start with an unlock method, which opens all devices
+/// of the pool.
 pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, String) = call.arguments()?;
     checked((|| {
@@ -315,7 +315,7 @@ pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
     })())
 }
 
-/// A path that is not a pool's is refused, as for destroying.
+/// A path that is not a pool's is refused, as in [`destroy_pool`].
 pub(super) fn stop_pool_r2(mut call: Call<'_>) -> Handled {
     let (path,): (PathArgument,) = call.arguments()?;
     checked(arguments::pool(call.tree, &path).map(|uuid| stop_pool(PoolRef::Uuid(uuid))))
@@ -332,7 +332,7 @@ fn stop_pool(which: PoolRef) -> HandlerResult {
         match result {
             Ok(StopOutcome::Done(uuid) | StopOutcome::CleanedUp(uuid)) => stopped(uuid),
             Ok(StopOutcome::Already) => Outcome::NoChange,
-            // The only refusal after a change: the pool's objects are gone.
+            // The only refusal after a change: the pool's objects have been removed.
             Ok(StopOutcome::Partly(uuid, error)) => Outcome::Refused(format!(
                 "pool {uuid} has been stopped, but some of its devices could not be taken down ({}); see what uses them, \
                  then stop the pool again",

@@ -1,7 +1,7 @@
 //! The system bus: the only user of the `dbus` crate.
 //!
-//! [`table`] describes every member once; all else is computed from it. Three threads share one
-//! connection: [`reader`] takes calls, answers reads from the published [`tree`] and makes a
+//! [`table`] describes every member once; everything else is computed from it. Three threads share
+//! one connection: [`reader`] takes calls, answers reads from the published [`tree`] and makes a
 //! [`job`] of every other call; [`writer`] makes new versions of the tree from what jobs report and
 //! sends signals and replies; [`lister`] sends the lists of all objects, which can be large.
 //!
@@ -77,8 +77,8 @@ pub struct Bus {
     pub reader: Reader,
     /// Sends lists. Thread `bus-lister`.
     pub lister: Lister,
-    /// Publishes. Thread `tree-writer`. It may run before the reader, and must: the first view is
-    /// published before the name is taken.
+    /// Publishes. Thread `tree-writer`. It must run before the reader: the first view is published
+    /// before the name is taken.
     pub writer: Writer,
 }
 

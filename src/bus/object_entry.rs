@@ -25,7 +25,7 @@ impl ObjectEntry {
         &self.bytes[..self.length]
     }
 
-    /// The same bytes with the padding, so that another entry may follow.
+    /// The entry with its padding, so that another entry may follow.
     pub fn filled_up(&self) -> &[u8] {
         &self.bytes
     }

@@ -1,8 +1,9 @@
 //! The result of a call, and how the caller gets it: return code and text, or a D-Bus error. No
 //! other module decides that.
 //!
-//! Engine errors never become D-Bus errors of *methods*. Setting a property has no other way to
-//! fail. The texts are for people: no client parses them (`docs/spec/dbus/dbus-api.md` §6).
+//! Engine errors never become D-Bus errors of *methods*. A failed set of a property does become a
+//! D-Bus error, since it has no other way to fail. The texts are for people: no client parses them
+//! (`docs/spec/dbus/dbus-api.md` §6).
 
 use std::error::Error;
 
@@ -16,7 +17,7 @@ pub enum Outcome {
     /// Done. The result is without code and text. It is built when the change is published, since
     /// it may name objects that get their paths at that moment.
     Done(Late<Value>),
-    /// The requested state exists already; nothing was changed.
+    /// The requested state already exists; nothing was changed.
     NoChange,
     /// Refused or failed; nothing was changed. The text says why.
     Refused(String),
@@ -33,8 +34,8 @@ impl Outcome {
         Outcome::Refused(error_chain::sentence(error))
     }
 
-    /// The outcome of an engine operation. `tell` makes the reply's result from the operation's;
-    /// `None` if nothing was changed.
+    /// The outcome of an engine operation. `tell` makes the result of the reply from the result of
+    /// the operation; it returns `None` if nothing was changed.
     pub fn of<T: Send + 'static, E: Error>(
         result: Result<T, E>,
         tell: impl FnOnce(T) -> Option<Late<Value>>,

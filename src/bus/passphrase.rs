@@ -3,8 +3,8 @@
 //! The daemon makes one read of at most 64 bytes and never reads to the end of the file: clients
 //! keep their end of the pipe open until the call returns. The bytes are used as they are,
 //! including a newline at their end. A client may send its descriptor before it writes to it, so
-//! the reader of the bus waits for data together with everything else that it waits for. This
-//! module does not know what the passphrase is for.
+//! the bus reader waits for the data together with all its other sources. This module does not know
+//! what the passphrase is for.
 
 use std::{
     io,
@@ -43,8 +43,8 @@ pub enum PassphraseError {
     Read(#[source] io::Error),
 }
 
-/// Whether a read would not wait: data is there, or the end of file, or the descriptor cannot be
-/// read at all.
+/// Whether a read would not block: data or the end of file is available, or the descriptor cannot
+/// be read at all.
 pub fn is_ready(descriptor: &Descriptor) -> bool {
     let fd = descriptor.0.as_fd();
     is_to_write(fd) || readable(descriptor).unwrap_or(true)
@@ -59,7 +59,7 @@ fn readable(descriptor: &Descriptor) -> io::Result<bool> {
     Ok(poll(&mut fds, Some(Instant::now()))? > 0)
 }
 
-/// Reads a passphrase if one is there now.
+/// Reads a passphrase if one is available now.
 ///
 /// # Errors
 /// If the passphrase is too long, nothing has been written, or the descriptor cannot be read.
@@ -85,14 +85,14 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
     Ok(Secret::new(bytes))
 }
 
-/// A read that never waits, whatever others do with the same pipe: after the check for data,
+/// A read that never blocks, whatever other calls do with the same pipe: after the check for data,
 /// another call may have taken the data. The flags of the descriptor stay as they are, since the
 /// client shares them.
 ///
 /// # Errors
 /// AGAIN: no data now.
 fn read_now(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
-    // If it were opened again, the read end of the pipe could be read.
+    // A write end is refused: opening it again would give access to the read end of the pipe.
     if is_to_write(fd) {
         return Err(Errno::BADF);
     }
@@ -100,7 +100,7 @@ fn read_now(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
         // A file has no writer to wait for.
         FileType::RegularFile => rustix::io::read(fd, bytes),
         FileType::Socket => Ok(rustix::net::recv(fd, bytes, RecvFlags::DONTWAIT)?.0),
-        // All else may have a writer: open it again, non-blocking.
+        // Any other descriptor may have a writer: open it again, non-blocking.
         _ => {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let own = rustix::fs::open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty())?;
@@ -118,7 +118,7 @@ mod tests {
     fn pipe(bytes: &[u8], close: bool) -> (Result<Secret, PassphraseError>, Option<io::PipeWriter>) {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(bytes).unwrap();
-        // If the pipe is to be closed, the writer is dropped here, before the read.
+        // If the pipe is to be closed, the writer is dropped before the read.
         let kept = (!close).then_some(writer);
         (read(&Descriptor(Arc::new(OwnedFd::from(reader)))), kept)
     }
@@ -151,8 +151,8 @@ mod tests {
         assert!(is_ready(&ours) && read(&ours).unwrap().same(b"key"));
     }
 
-    /// With one pipe in several calls, all but one call waited in a read for as long as the client
-    /// lived, each with a worker.
+    /// When several calls passed one pipe, all but one of them waited in a read for as long as the
+    /// client lived, and each occupied a worker.
     #[test]
     fn a_key_read_by_another_call_ends_waiting() {
         let (pipe, mut writer) = io::pipe().unwrap();

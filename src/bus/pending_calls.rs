@@ -25,16 +25,16 @@ pub struct Load {
     pub descriptors: usize,
 }
 
-/// What one caller may have waiting. The only call of a caller may hold more: it fitted into a
-/// message.
+/// The most that one caller may have waiting. A caller's only call may exceed the limit: it fitted
+/// into a message.
 const OF_ONE: Load = Load { calls: 4096, bytes: 16 << 20, descriptors: 64 };
-/// What all callers together may have waiting. Descriptors stay far below the 1024 that a service
-/// may have by default.
+/// The most that all callers together may have waiting. The descriptors stay far below the 1024
+/// that a service may have by default.
 const OF_ALL: Load = Load { calls: 16384, bytes: 64 << 20, descriptors: 256 };
 
 impl Load {
-    /// The load of one call with these arguments, without their descriptors: unneeded ones are
-    /// closed at once.
+    /// The load of one call with these arguments, without their descriptors, since those that are
+    /// not needed are closed at once.
     pub fn of(arguments: &[Value]) -> Load {
         let mut load = Load { calls: 1, ..Load::default() };
         let mut note = |value: &Value| {

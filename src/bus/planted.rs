@@ -1,16 +1,16 @@
 //! Faults and delays that the tests of the history checker plant into the daemon, to show that the
 //! checker finds them.
 //!
-//! Compiled in only with the feature `planted-faults`; without it there are none.
-//! `STRATISD_PLANTED_FAULT` names the fault. `STRATISD_PLANTED_DELAYS` holds the windows open in
-//! which another thread may intervene.
+//! The feature `planted-faults` compiles them in. `STRATISD_PLANTED_FAULT` names the fault.
+//! `STRATISD_PLANTED_DELAYS` holds the race windows open in which another thread may intervene.
 
 /// A planted fault of the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HistoryFault {
     /// A read is sent although a newer version has been published after the read was made.
     StaleRead,
-    /// The same for a list, a report, or the introspection of the top object.
+    /// A list, a report, or the introspection of the top object is sent although a newer version
+    /// has been published after it was made.
     StaleList,
     /// Signals are sent before their version is published.
     SignalsFirst,
@@ -44,7 +44,7 @@ mod none {
         false
     }
 
-    /// Holds a window open.
+    /// Holds a race window open.
     pub const fn delay() {}
 
     /// The number of bytes that a change may send at once: `usual`, unless the tests set another.
@@ -72,7 +72,7 @@ mod some {
         LazyLock::new(|| env::var("STRATISD_PLANTED_PORTION").ok()?.parse().ok());
     /// A fault that must not strike each time strikes once in this many times.
     const EVERY: u32 = 101;
-    /// A window is held open once in this many times, so that both cases occur.
+    /// A race window is held open once in this many times, so that both cases occur.
     const DELAYED_EVERY: u32 = 3;
 
     pub fn is_planted(fault: HistoryFault) -> bool {

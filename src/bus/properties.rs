@@ -72,7 +72,7 @@ static NOT_ENCRYPTED: EncryptionView =
     EncryptionView { keys: Vec::new(), clevis: Vec::new(), keys_agree: true, clevis_agree: true };
 
 /// `(b…)`: whether the devices agree, and the value on which they agree. If they do not agree, the
-/// value is the one that `tell` makes of an encryption without a binding.
+/// value is what `tell` returns for an encryption without a binding.
 fn legacy(pool: &PoolView, agree: fn(&EncryptionView) -> bool, tell: fn(&EncryptionView) -> Value) -> Value {
     let encryption = pool.encryption.as_ref().unwrap_or(&NOT_ENCRYPTED);
     let agree = agree(encryption);
@@ -215,7 +215,7 @@ pub(super) fn size_limit(object: &FilesystemObject) -> Value {
     Value::optional_str(object.filesystem.size_limit.map(bytes))
 }
 
-/// The filler is a UUID of zeros, as clients have got it since 3.9.
+/// The filler is a UUID of zeros, as the existing daemon has sent it since 3.9.
 pub(super) fn origin(object: &FilesystemObject) -> Value {
     let origin = object.filesystem.origin;
     let text = origin.map_or_else(|| NO_UUID.to_owned(), |origin| origin.simple());

@@ -26,7 +26,7 @@ pub(super) struct Order {
 }
 
 impl Published {
-    /// The current version. Waits for nothing but the copy of a pointer.
+    /// The current version. Waits only for the copy of a pointer.
     pub fn load(&self) -> Arc<Tree> {
         Arc::clone(&self.current.read())
     }
@@ -48,7 +48,7 @@ impl Published {
     /// its first signals are sent, and notes whether those were all. The sender of a list of all
     /// objects holds the lock while it checks that the list is of the current version and sends it.
     /// So a client that gets a list and then follows the signals misses nothing and gets nothing
-    /// twice, and no list takes back what an earlier signal has told.
+    /// twice, and no list contradicts an earlier signal.
     pub(super) fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock()
     }

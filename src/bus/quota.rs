@@ -7,10 +7,10 @@
 //! disconnects the receiver of the next message: root's clients share the account with each other,
 //! with the daemon and with systemd.
 //!
-//! A sender does not learn what was delivered, but the bus tells on request how much it holds
+//! A sender does not learn what was delivered, but the bus reports on request how much it holds
 //! ([`statistics`]). So the quotas add up what was sent to each caller and to all, and when a sum
-//! gets large, the bus is asked how much of it is still there. If a bus cannot tell, there is no
-//! limit.
+//! gets large, the daemon asks the bus how much of it is undelivered. If a bus cannot report this,
+//! there is no limit.
 //!
 //! Pure state: sends nothing and does not know the content of messages.
 //!
@@ -23,13 +23,13 @@ use crate::bus::statistics::{Dialect, Holding, Question, QuotaSubject};
 /// Bytes that one caller may leave unread before its calls are refused.
 pub const UNREAD_MAX: u64 = 16 << 20;
 /// Bytes that all clients may leave unread, signals included. Beyond this limit, lists are refused,
-/// and so are the calls of a caller with more than [`SMALL`] unread. The rest, up to the bus's
-/// limit of 127 MiB, is for the answers to all others.
+/// and so are the calls of a caller with more than [`SMALL`] unread bytes. The rest, up to the
+/// bus's limit of 127 MiB, is for the answers to all other callers.
 pub const TOTAL_MAX: u64 = 96 << 20;
-/// A caller with no more unread bytes than this is answered whatever others do.
+/// A caller with no more unread bytes than this is always answered.
 const SMALL: u64 = 64 << 10;
 /// Refusals are answers, too. A caller that has got this many refusals gets no more answers until
-/// it has read.
+/// it has read them.
 const REFUSALS_MAX: u32 = 4096;
 /// Lists of one caller that may wait for their turn.
 const LISTS_MAX: usize = 16;
@@ -61,11 +61,11 @@ struct QuotaUsage {
     unread: u64,
     /// The part of `unread` that was sent since the bus was last asked.
     since_asked: u64,
-    /// A question about this is under way.
+    /// A question about these bytes is under way.
     is_asked: bool,
     /// The largest message that may be part of `unread`.
     largest: u64,
-    /// Refusals since the caller had last read enough.
+    /// Refusals since the caller last had few enough unread bytes.
     refusals: u32,
     /// Lists that wait for their turn.
     lists: usize,
@@ -117,9 +117,9 @@ pub struct Quotas {
     asked: HashMap<u32, Question>,
     /// The dialect in which the bus is asked.
     dialect: Dialect,
-    /// The bus does not tell what it holds.
+    /// The bus does not report what it holds.
     silent: bool,
-    /// The bus held more than [`TOTAL_MAX`] according to its last answer.
+    /// According to its last answer, the bus held more than [`TOTAL_MAX`].
     is_much: bool,
     /// No thread takes the bus's answers any more.
     ended: bool,
@@ -282,8 +282,8 @@ impl Quotas {
         }
     }
 
-    /// Whether a list of `bytes` bytes may be sent to a caller, as far as is known. A caller with
-    /// nothing unread may have a list of any length.
+    /// Whether a list of `bytes` bytes may be sent to a caller, as far as the quotas know. A caller
+    /// with nothing unread may get a list of any length.
     pub fn list_fits(&self, caller: &str, bytes: usize) -> bool {
         let unread = self.callers.get(caller).map_or(0, |usage| usage.unread);
         let bytes = bytes as u64;
@@ -291,7 +291,7 @@ impl Quotas {
         self.silent || (is_fine_for_caller && self.total.unread + bytes <= TOTAL_MAX)
     }
 
-    /// The questions whose answers tell more exactly what fits.
+    /// The questions whose answers give a more exact limit for this caller.
     pub fn questions(&mut self, caller: &str) -> Vec<QuotaSubject> {
         let mut due = Vec::new();
         if self.total.ask() {
@@ -303,7 +303,7 @@ impl Quotas {
         due
     }
 
-    /// Whether answers are under way that tell more exactly what fits the caller.
+    /// Whether answers are under way that give a more exact limit for this caller.
     pub fn is_asking(&self, caller: &str) -> bool {
         let asks = self.total.is_asked || self.callers.get(caller).is_some_and(|usage| usage.is_asked);
         asks && !self.silent && !self.ended
@@ -369,7 +369,7 @@ mod tests {
         let asked: Vec<_> = (0..18).flat_map(|_| quotas.sent(Some(":1.1"), MIB)).collect();
         assert_eq!(asked, [QuotaSubject::Caller(":1.1".to_owned()), QuotaSubject::Ours]);
         ask(&mut quotas, 7, asked[0].clone());
-        // Not asked twice.
+        // The bus is not asked twice.
         assert_eq!(quotas.admission(":1.1"), (CallAdmission::Refused, None));
         quotas.note_answer(7, holds(UNREAD_MAX + 1));
         let (admission, side) = quotas.admission(":1.1");
@@ -380,7 +380,7 @@ mod tests {
         }
         assert_eq!(quotas.admission(":1.1").0, CallAdmission::Ignored);
         ask(&mut quotas, 8, side.unwrap());
-        // Sent after the question, so the answer does not include it.
+        // This message is sent after the question, so the answer does not include it.
         quotas.sent(Some(":1.1"), 100);
         quotas.note_answer(8, holds(0));
         assert_eq!(quotas.admission(":1.1").0, CallAdmission::Admitted);
@@ -401,7 +401,7 @@ mod tests {
             assert_eq!(quotas.admission(":1.1").0, CallAdmission::Admitted);
             answer_all(&mut quotas, ":1.1", 0);
         }
-        // This does not lift the limit of small messages.
+        // The large list does not raise the limit of small messages.
         (0..18).for_each(|_| drop(quotas.sent(Some(":1.1"), MIB)));
         assert_eq!(quotas.admission(":1.1").0, CallAdmission::Refused);
     }
@@ -476,9 +476,9 @@ mod tests {
     }
 
     /// Each client had got one list of 100 kB and disconnected. The quotas took them for clients
-    /// that do not read: they kept all of them and checked all for each new one. After that was
-    /// fixed, clients that asked only for a list were kept: the quotas knew them when the list was
-    /// sent.
+    /// that do not read: they kept all of these clients and checked all for each new one. After
+    /// that was fixed, clients that asked only for a list were kept: the quotas knew them when the
+    /// list was sent.
     #[test]
     fn callers_gone_after_a_list_are_forgotten() {
         callers_come_and_go(|_, _| {}, |_, _| {}, 100_000);

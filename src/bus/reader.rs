@@ -41,8 +41,8 @@ use crate::{
 
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// How often a read is made again because its object has changed in between, before signals are
-/// made to wait for it.
+/// How often a read is made again because its object has changed in between. After that, signals
+/// wait for the read.
 const TRIES: usize = 4;
 
 /// Refusal for a caller with too many calls waiting.
@@ -70,7 +70,7 @@ pub(super) struct EngineTask {
     pub after: Option<Descriptor>,
     /// The resources that the call holds meanwhile.
     pub load: Load,
-    /// The pools that its reply tells about.
+    /// The pools that its reply is about.
     pub about: About,
 }
 
@@ -114,8 +114,8 @@ impl Reader {
         self.connection.waker()
     }
 
-    /// Reads and answers until the switch is turned on. Messages read before are still handled;
-    /// `submit` refuses their jobs.
+    /// Reads and answers until the switch is turned on. Messages that were read before are still
+    /// handled; `submit` refuses their jobs.
     ///
     /// # Errors
     /// When the bus or the name is lost.
@@ -145,8 +145,8 @@ impl Reader {
         }
     }
 
-    /// Refuses the waiting jobs at the end. Submitting them could still begin them, since others
-    /// may not yet know that the daemon stops.
+    /// Refuses the waiting jobs at the end. If they were submitted, they could still begin, since
+    /// other threads may not yet know that the daemon stops.
     fn refuse_waiting(&self) {
         let tree = self.published.load();
         for job in self.waiting.borrow_mut().take_all() {
@@ -171,14 +171,14 @@ impl Reader {
         match message.msg_type() {
             MessageType::MethodCall => self.call(message, submit),
             MessageType::Signal => return self.signal(message),
-            // The daemon calls nobody but the bus.
+            // The daemon calls only the bus itself.
             MessageType::MethodReturn | MessageType::Error => self.connection.take_answer(message),
         }
         Ok(())
     }
 
-    /// Only the bus itself and libdbus report on the name and the connection. Any other client can
-    /// send such a signal, too.
+    /// Reports on the name and the connection count only if they come from the bus itself or from
+    /// libdbus. Any client can send such a signal.
     fn signal(&self, message: &Message) -> Result<(), Error> {
         let interface = message.interface();
         let (interface, member) = (interface.as_deref(), message.member());
@@ -194,7 +194,7 @@ impl Reader {
         }
     }
 
-    /// Answers a call from the published tree if possible. Returns what is left to do otherwise.
+    /// Answers a call from the published tree if possible. Otherwise returns what is left to do.
     ///
     /// The tree writer may send signals of newer versions at any time, and no read may follow them
     /// with an older value: a client that combines reads and signals would be wrong from then on.
@@ -227,7 +227,7 @@ impl Reader {
         other
     }
 
-    /// Whether an answer made from this version would be the same now.
+    /// Whether an answer made from this version would still be the same.
     fn is_newest(&self, tree: &Tree, message: &Message) -> bool {
         if self.published.version() == tree.version || planted::is_planted(HistoryFault::StaleRead) {
             return true;
@@ -361,7 +361,7 @@ fn handle(
     })
 }
 
-/// The pools that the reply to a call will tell about.
+/// The pools that the reply to a call will be about.
 fn about(asked: CalledMember, object: Option<&Object>, arguments: &[Value], tree: &Tree) -> About {
     if let Some(object) = object {
         return About::Pool(object.state.id().pool());
@@ -480,7 +480,7 @@ fn get(row: &'static Row, subject: PropertySource<'_>) -> Result<Answer, CallErr
 fn peer(method: &str) -> Result<Answer, CallError> {
     match method {
         "Ping" => Ok(Answer::Return(Body::empty())),
-        // Not asked of libdbus, which ends the process if the machine has no identifier.
+        // The daemon does not ask libdbus, which ends the process if the machine has no identifier.
         "GetMachineId" => ["/etc/machine-id", "/var/lib/dbus/machine-id"]
             .iter()
             .find_map(|file| std::fs::read_to_string(file).ok())

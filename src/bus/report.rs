@@ -1,7 +1,7 @@
 //! The reports: the published state as JSON text for people (`docs/spec/dbus/dbus-api.md` §4.3).
 //! The format is not stable.
 //!
-//! This module knows only the published state and what it is told about the requests under way.
+//! This module knows only the published state and the given state of the requests under way.
 
 use std::sync::Arc;
 

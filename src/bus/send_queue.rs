@@ -21,9 +21,9 @@ use rustix::io::Errno;
 use crate::bus::object_entry::ObjectEntry;
 
 /// Bytes that may wait for the socket before the daemon stops reading calls and building lists.
-/// Small messages never reach this limit: it is what the bus has not taken of a few large lists.
+/// Small messages never reach this limit: what waits is the rest of a few large lists.
 const BACKLOG_MAX: usize = 48 << 20;
-/// Parts given to the kernel at once. So many entries are more than a socket takes.
+/// The most parts given to the kernel at once. That many entries are more than a socket takes.
 const PARTS_AT_ONCE: usize = 64;
 
 /// A part of a message.
@@ -35,7 +35,7 @@ pub enum MessagePart {
     Entry(Arc<ObjectEntry>),
     /// The last entry of a list, without padding.
     LastEntry(Arc<ObjectEntry>),
-    /// Bytes that other messages have too.
+    /// Bytes that other messages share.
     Shared(Arc<[u8]>),
 }
 
@@ -123,7 +123,8 @@ impl SendQueue {
         self.unsent.lock().bytes
     }
 
-    /// Whether to read calls and build lists. If not, the bus must take what waits first.
+    /// Whether the daemon may read calls and build lists. If not, the bus must first take what
+    /// waits.
     pub fn has_room(&self) -> bool {
         self.unsent.lock().has_room()
     }

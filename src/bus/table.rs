@@ -1,6 +1,6 @@
-//! The interfaces as data: one row for each member and form. All else about the interfaces is
-//! computed from the rows: dispatch, GetAll, GetManagedObjects, introspection, change signals and
-//! the bus policy.
+//! The interfaces as data: one row for each member and form. Everything else about the interfaces
+//! is computed from the rows: dispatch, GetAll, GetManagedObjects, introspection, change signals
+//! and the bus policy.
 //!
 //! A member whose form changed has neighbouring rows with different revision spans. A new revision
 //! takes a new [`LAST_REVISION`](super::schema::LAST_REVISION) and the rows that differ. Facts:

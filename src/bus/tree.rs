@@ -120,7 +120,7 @@ pub struct Tree {
     pub view: View,
     /// The stopped pools of the view, as the top object shows them.
     pub stopped: Arc<StoppedLists>,
-    /// By the number in their paths.
+    /// The objects by the number in their paths.
     objects: OrdMap<u64, Arc<Object>>,
     numbers: OrdMap<Id, u64>,
     /// The objects removed last, with their numbers.
@@ -148,7 +148,7 @@ impl Tree {
         self.objects.get(self.numbers.get(&id)?)
     }
 
-    /// Whether the object at a path, or the view that the top object shows, is the same value in
+    /// Whether the object at a path, or the view behind the top object, has the same value in
     /// another version.
     pub fn shows_the_same(&self, other: &Tree, path: &str) -> bool {
         match (self.at(path), other.at(path)) {

@@ -179,7 +179,7 @@ pub struct Marshaller {
 /// Bytes that stand in a message without being copied into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedBytes {
-    /// How many bytes of the message's own precede them.
+    /// How many bytes of the message's own come before them.
     pub at: usize,
     /// The bytes.
     pub bytes: Arc<[u8]>,
@@ -276,7 +276,8 @@ impl Marshaller {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The same for bytes that others have too. They are not copied if there are many.
+    /// Appends bytes that other messages share, at the next multiple of 8. Copies them only if they
+    /// are few.
     fn shared(&mut self, bytes: &Arc<[u8]>) {
         if bytes.len() < SHARED_BYTES_MIN {
             return self.marshalled(bytes);
@@ -338,7 +339,7 @@ pub struct Body {
     pub signature: String,
     /// The marshalled arguments, without the bytes that are shared.
     pub bytes: Vec<u8>,
-    /// Bytes that stand between those, in order.
+    /// Shared bytes that come between those, in order.
     pub shared: Vec<SharedBytes>,
 }
 

@@ -4,11 +4,12 @@
 //! the new version, sends the signals, then the reply. So a client that gets a reply finds the
 //! change in its next read, and has got its signals before.
 //!
-//! A large change is published as a whole as well, but only the first of its signals are sent with
-//! it. The others follow in portions, each when the bus has taken the one before. Updates about
-//! other pools pass between portions; updates about the same pool wait (see [`super::backlog`]).
+//! A large change is also published as a whole, but only the first of its signals are sent with it.
+//! The others follow in portions, each when the bus has taken the portion before. Updates about
+//! other pools are sent between portions; updates about the same pool wait (see
+//! [`super::backlog`]).
 //!
-//! The writer knows nothing of the engine but the changes that it reports.
+//! Of the engine, the writer knows only the changes that it reports.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -30,8 +31,8 @@ use crate::{
     view::{Change, Update},
 };
 
-/// At the end, while replies and signals are left: how long the bus may take nothing, and how long
-/// it may take in all.
+/// Limits at the end, while replies and signals are left: how long the bus may take nothing, and
+/// how long it may take in total.
 const LAST_WORDS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(20));
 /// Bytes of signals that are sent together with the publication of their version. A change of a few
 /// objects has less.
