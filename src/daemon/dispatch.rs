@@ -65,10 +65,10 @@ use crate::{
     view::{Change, Update},
 };
 
-/// The threads that run steps. The share `None` is for steps that are about nothing in particular.
+/// The threads that run steps. The share `None` is for steps that concern no pool or device.
 pub type StepWorkers = workers::Workers<Option<Share>>;
 
-/// How many steps run at once. Steps under a lock are brief ones too, so a device that hangs can
+/// How many steps run at once. Steps under a lock are brief steps too, so a device that hangs can
 /// block steps of both classes, up to the bounds of its share.
 ///
 /// Eight brief steps keep two processors and their disks busy. Sixteen slow steps are sixteen
@@ -104,7 +104,7 @@ impl<R: Send + 'static, C: Context> Clone for Dispatcher<R, C> {
     }
 }
 
-/// Sees all changes in commit order, before the tree writer does. It must return quickly.
+/// Sees all changes in commit order, before the tree writer does. The observer must return quickly.
 pub type Observer = Box<dyn Fn(&[Change]) + Send + Sync>;
 
 struct DispatcherCore<R: Send + 'static, C: Context> {
@@ -122,7 +122,7 @@ struct DispatcherCore<R: Send + 'static, C: Context> {
 /// and stopped pools are in one record.
 struct Records<R> {
     /// Unbounded: a worker that holds a grant must not wait for the bus. The number of admitted
-    /// requests bounds its length. None: closed.
+    /// requests bounds the length. `None`: closed.
     updates: Option<Sender<Update<R>>>,
     observer: Observer,
 }
@@ -133,11 +133,11 @@ struct RequestLists<R: Send + 'static, C: Context> {
     arrivals: u64,
     /// All requests that have not ended, as many as the bus admits.
     live: BTreeMap<u64, LiveRequest<R>>,
-    /// Requests that wait for a lock. The lock only knows their numbers, so a stop can remove them.
+    /// Requests that wait for a lock. The lock knows only their numbers, so a stop can remove them.
     waiting: BTreeMap<u64, LockWaiter<R, C>>,
-    /// Requests that wait for a claim. The parking only knows their numbers, too.
+    /// Requests that wait for a claim. The parking knows only their numbers, too.
     parked: BTreeMap<u64, ParkedRequest<R, C>>,
-    /// Requests that wait for a worker. The workers only know their numbers, too.
+    /// Requests that wait for a worker. The workers know only their numbers, too.
     ready: BTreeMap<u64, ReadyRequest<R, C>>,
     /// Requests that found the workers closed. They are dropped where no mutex is held.
     late: Vec<ReadyRequest<R, C>>,
@@ -149,7 +149,7 @@ struct RequestLists<R: Send + 'static, C: Context> {
 /// A request that has not ended.
 struct LiveRequest<R> {
     label: Arc<str>,
-    /// None: the request has been answered.
+    /// `None`: the request has been answered.
     on_failure: Option<OnFailure<R>>,
 }
 
@@ -250,19 +250,19 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
             let ready = take_new(&mut queue.ready, |ready| ready.ticket.begun);
             (waiting, parked, ready, queue.over.clone())
         };
-        // They no longer block other requests. A request that is being granted right now is not
-        // found, and its grant goes to the next one.
+        // The removed requests no longer block others. A request that is being granted right now is
+        // not found, and its grant goes to the next request.
         for id in waiting.values().filter_map(|waiting| waiting.asked) {
             inner.lock.cancel(id);
         }
-        // Each answers when it is dropped, outside the mutex. Parking and workers still have their
-        // numbers but find no request.
+        // Each request answers when it is dropped, outside the mutex. The parking and the workers
+        // still have the numbers but find no request.
         drop((waiting, parked, ready));
         over
     }
 
-    /// Cancels formats and new pools that have not begun: their requests undo what they have done
-    /// and are refused.
+    /// Cancels formats and new pools that have not begun: their requests undo their changes and are
+    /// refused.
     pub fn hurry(&self) {
         self.inner.context.hurry();
     }
@@ -300,7 +300,7 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
             drop(inner.queue.lock());
             then();
         });
-        // Refused: the daemon stops, and nobody waits for the call.
+        // Refused if the daemon stops; then no caller waits for `then`.
         drop(self.inner.workers.submit(Class::Background, 0, job));
     }
 
@@ -334,15 +334,15 @@ impl<R: Send + 'static, C: Context> DispatcherCore<R, C> {
     /// Runs a request when a worker is free for it.
     fn run_ready(&self, number: u64) {
         let found = self.queue.lock().ready.remove(&number);
-        // None: a stop has answered the request.
+        // `None`: a stop has answered the request.
         if let Some(ReadyRequest { step, ticket }) = found {
             log::trace!("request {number} runs a step");
             step(ticket);
         }
     }
 
-    /// Answers requests that came too late for a worker. A grant that one of them holds goes to the
-    /// next request, which may then be too late as well.
+    /// Answers requests that came too late for a worker. A grant that such a request holds goes to
+    /// the next request, which may then be too late as well.
     fn drop_late(&self) {
         loop {
             let late = std::mem::take(&mut self.queue.lock().late);
@@ -394,7 +394,8 @@ fn take_new<T>(requests: &mut BTreeMap<u64, T>, begun: impl Fn(&T) -> bool) -> B
     new
 }
 
-/// The answer of a request that does not complete. The caller's code makes it, so it may panic too.
+/// The answer of a request that does not complete. `on_failure` is the caller's code, so it may
+/// panic too.
 fn failed<R>(label: &str, on_failure: OnFailure<R>, failure: Failure) -> Option<R> {
     caught(|| on_failure(failure)).unwrap_or_else(|text| {
         log::error!("{label}: a panic while making the failure answer: {text}; please report it");
@@ -402,8 +403,8 @@ fn failed<R>(label: &str, on_failure: OnFailure<R>, failure: Failure) -> Option<
     })
 }
 
-/// Runs code that may panic and returns the text of the panic. It is safe to use the data that the
-/// code could change: a pool is restricted, everything else of a request is dropped.
+/// Runs code that may panic and returns the text of the panic. The data that the code could change
+/// stays safe to use: a pool is restricted, everything else of a request is dropped.
 fn caught<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|panic| match panic.downcast::<String>() {
         Ok(text) => *text,

@@ -1,8 +1,8 @@
-//! The first scan for pools: what the start waits for, and for how long.
+//! The first scan for pools: what the start of the daemon waits for, and for how long.
 //!
 //! Devices are read and pools are set up in parallel, each on a thread of its own. The start waits
-//! for what is quick, so that a client that sees the daemon's name sees those pools. Devices and
-//! pools that do not answer are named and follow later; they delay nothing else.
+//! for those that are quick, so that a client that sees the daemon's name sees those pools. Devices
+//! and pools that do not answer are named in the log and follow later; they delay nothing else.
 //!
 //! Must never know: what a scan or a set-up consists of, who receives a change and how.
 
@@ -21,8 +21,8 @@ use super::{
 };
 use crate::engine::request::Step;
 
-/// How long reading the devices may take. A disk needs some seconds to spin up. One that takes
-/// longer retries again and again; its pool is set up when the disk has answered.
+/// How long reading the devices may take. A disk needs some seconds to spin up. Reads of a slower
+/// disk are retried; its pool is set up when the disk has answered.
 pub(super) const DEVICES_LIMIT: Duration = Duration::from_secs(10);
 /// How long the start waits for pools. Pools are set up in parallel, so this limit covers all of
 /// them.

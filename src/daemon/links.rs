@@ -1,4 +1,4 @@
-//! Waits for links that udev has been asked for: one thread on behalf of all requests.
+//! Waits for links that the daemon has requested from udev: one thread on behalf of all requests.
 //!
 //! Must never know: which request waits, and what it does next.
 
@@ -19,8 +19,8 @@ use threads::{
 
 use crate::platform::PendingLinks;
 
-/// Called with the links that are still missing. It must return quickly: other requests wait for
-/// the calling thread.
+/// Called with the links that are still missing. The function must return quickly: other requests
+/// wait for the calling thread.
 pub type Then = Box<dyn FnOnce(Vec<PathBuf>) + Send>;
 
 /// Takes the links that requests wait for. Clones are the same object.
@@ -57,7 +57,7 @@ impl Links {
         Ok(Links { shared: Arc::new(shared) })
     }
 
-    /// Calls `then` when all links exist, when further waiting is useless, or after `limit`.
+    /// Calls `then` when all links exist, when no further link will come, or after `limit`.
     pub fn wait(&self, links: Box<dyn PendingLinks>, limit: Duration, then: Then) {
         let until = Instant::now() + limit;
         self.shared.inbox.lock().new.push(LinkWaiter { links, until, then });
@@ -82,8 +82,8 @@ impl Links {
     pub fn run(&self, pulse: &Pulse) -> io::Result<()> {
         let mut waiting: Vec<LinkWaiter> = Vec::new();
         loop {
-            // Drained before the look at the inbox and the links: a later wake-up ends the next
-            // wait.
+            // The waker is drained before the look at the inbox and the links: a later wake-up ends
+            // the next wait.
             self.shared.waker.drain();
             pulse.beat();
             let closed = {

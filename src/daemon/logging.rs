@@ -15,8 +15,8 @@ use log::{Level, LevelFilter, Record};
 /// Modules whose messages are the daemon's own.
 const OWN: [&str; 2] = ["stratisd", "threads"];
 
-/// Starts logging: the daemon's own messages of at least `level`; without it what `RUST_LOG` says;
-/// without both only errors.
+/// Starts logging: the daemon's own messages of at least `level`. Without `level`, `RUST_LOG`
+/// decides; without both, only errors are logged.
 pub fn init(level: Option<LevelFilter>) {
     let mut builder = match level {
         Some(level) => {
@@ -31,7 +31,7 @@ pub fn init(level: Option<LevelFilter>) {
     if stderr_is_the_journal() {
         builder.format(write_for_journal);
     }
-    // Fails only if another logger is installed, which is then used.
+    // This fails only if another logger is installed, which is then used.
     let _ = builder.try_init();
 }
 

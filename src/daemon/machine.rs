@@ -57,8 +57,8 @@ pub struct Machine {
     real: Option<(Arc<Linux>, PidFile)>,
 }
 
-/// Does the work of a child process if this program was started as one. Call it first of all.
-/// `None`: the program was started as a daemon.
+/// Does the work of a child process if this program was started as one, otherwise returns `None`.
+/// Call this function first of all.
 pub fn serve_as_child() -> Option<ExitCode> {
     linux::run_as_child()
 }
@@ -72,7 +72,7 @@ impl Machine {
     pub fn start(choice: &MachineChoice) -> Result<Machine, Error> {
         match choice {
             MachineChoice::Real => {
-                // First, because the next steps would disturb a running daemon.
+                // The PID file comes first, because the next steps would disturb a running daemon.
                 let pid_file = PidFile::take(Path::new(pid_file::DAEMON))?;
                 let early = Path::new(pid_file::EARLY_DAEMON);
                 pid_file::take_over(early, pid_file::EARLY_PROGRAM, EARLY_DAEMON_LIMIT)?;
@@ -96,7 +96,7 @@ impl Machine {
         Arc::clone(&self.platform)
     }
 
-    /// For people.
+    /// A description for people.
     pub fn description(&self) -> &'static str {
         match self.real {
             Some(_) => "this machine",

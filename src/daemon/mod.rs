@@ -1,4 +1,4 @@
-//! The threads of the daemon, what connects them, and how it starts and stops.
+//! The threads of the daemon, what connects them, and how the daemon starts and stops.
 //!
 //! Must never know: any policy about pools. It builds, joins and stops.
 
@@ -21,7 +21,8 @@ pub use stop::Stuck;
 
 use crate::bus::INTERFACE_LEVEL;
 
-/// Our version, and the interface level that clients compare with the one they need.
+/// The daemon's version, and the interface level that clients compare with the level that they
+/// need.
 pub fn version() -> String {
     format!("{} (interface level {INTERFACE_LEVEL})", env!("CARGO_PKG_VERSION"))
 }

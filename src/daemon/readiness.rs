@@ -1,7 +1,7 @@
 //! Reports the daemon's state to the service manager: one datagram to the socket in
 //! `$NOTIFY_SOCKET`, as in sd_notify(3). Without that variable it reports nothing.
 //!
-//! Must never know: what being ready takes.
+//! Must never know: when the daemon is ready.
 
 use std::{
     env,
@@ -21,7 +21,7 @@ pub const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// The daemon is ready.
 pub const READY: &str = "READY=1";
-/// All threads of the daemon go on.
+/// All threads of the daemon make progress.
 pub const WATCHDOG: &str = "WATCHDOG=1";
 /// The daemon is stopping.
 pub const STOPPING: &str = "STOPPING=1";

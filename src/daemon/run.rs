@@ -41,12 +41,13 @@ use crate::{
 /// # Errors
 /// Any other reason to end.
 pub fn run(choice: &MachineChoice) -> Result<(), Error> {
-    // Both come before the first thread, for the reasons given there.
+    // Both calls come before the first thread starts, for the reasons that their documentation
+    // gives.
     platform::linux::heap::give_back();
     let machine = Machine::start(choice)?;
     log::info!("stratisd {} starts on {}", version(), machine.description());
     let mut watchdog = Watchdog::new();
-    // The watchdog asks the signal thread by a signal whose default action is to be ignored.
+    // The watchdog asks the signal thread by a signal that is ignored by default.
     let asked_with = watchdog.is_wanted().then_some(SIGURG);
     let signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(asked_with)).map_err(Error::Signals)?;
     let handle = signals.handle();
@@ -158,7 +159,7 @@ fn start(
         }
         Waited::Stop => return Ok(()),
     }
-    // When this request is answered, everything known so far has been published.
+    // When this request is answered, all changes so far have been published.
     let nothing = vec![("the first view".to_owned(), Step::Done(()))];
     if begin.run(nothing, first_look::POOLS_LIMIT)? == Waited::Stop {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Stops the daemon: in a fixed order, in bounded time, naming whatever hangs.
+//! Stops the daemon: in a fixed order and in bounded time, and names whatever hangs.
 //!
 //! Must never know: why it stops; pools stay as they are in any case.
 //!
@@ -13,8 +13,8 @@
 //!    ends.
 //! 6. The signal thread ends.
 //!
-//! A step that takes too long is named. The next ones follow all the same, as far as they do not
-//! need it.
+//! A step that takes too long is named in the log. The next steps still follow, except those that
+//! need its result.
 
 use std::time::Duration;
 
@@ -31,9 +31,9 @@ use crate::bus::Reply;
 /// How long requests that have begun may run. After that, those that have not begun to format, or
 /// to create a pool, undo their changes.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long they may take after that. The longest single step is a format or a repair, which takes
-/// seconds. The service manager kills the daemon after 90 s, which have to cover this limit and the
-/// two below.
+/// How long these requests may take after that. The longest single step is a format or a repair,
+/// which takes seconds. The service manager kills the daemon after 90 s, which have to cover this
+/// limit and the two below.
 const REQUESTS_LIMIT: Duration = Duration::from_secs(35);
 /// How long the tree writer may take, including the time until the bus has taken the answers
 /// ([`crate::bus`] bounds that).
@@ -59,7 +59,7 @@ impl Stuck {
     }
 }
 
-/// Stops everything. The switch is already on. Threads that were never started are skipped.
+/// The first of these names, and the number of the others.
 fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 5;
     let first = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");

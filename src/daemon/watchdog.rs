@@ -1,16 +1,16 @@
-//! Reports to the service manager's watchdog as long as every thread of the daemon goes on.
+//! Reports to the service manager's watchdog as long as every thread of the daemon makes progress.
 //!
-//! The service manager sets `$WATCHDOG_USEC` (sd_watchdog_enabled(3)) and ends a daemon that does not
-//! report for that time. `main` asks every dedicated thread once per half of the time, and gives one
-//! job to the workers. When all have answered, it sends `WATCHDOG=1`. A thread that has not answered
-//! after half the time is named in the log, before the other half is over.
+//! The service manager sets `$WATCHDOG_USEC` (sd_watchdog_enabled(3)) and ends a daemon that does
+//! not report within that time. `main` asks every dedicated thread once per half of the time, and
+//! gives one job to the workers. When all have answered, it sends `WATCHDOG=1`. A thread that has
+//! not answered after half the time is named in the log, before the other half is over.
 //!
 //! A step that hangs on a device is no reason to end the daemon: the next daemon would hang on the
 //! same device. So the job waits for no other job; it only takes the mutexes that every request takes
 //! (`Dispatcher::pass`).
 //!
-//! Without `$WATCHDOG_USEC` no thread is asked. During a stop none is asked either: the stop has its
-//! own limits, and systemd ends its watchdog at `STOPPING=1`.
+//! Without `$WATCHDOG_USEC`, `main` asks no thread. It asks none during a stop either: the stop has
+//! its own limits, and systemd ends its watchdog at `STOPPING=1`.
 //!
 //! Must never know: what a thread does.
 
@@ -37,12 +37,12 @@ pub(super) struct Watchdog {
     round: Round,
     /// When to check the answers, and to ask again.
     next: Option<Instant>,
-    /// A thread has been named since all answered last.
+    /// A thread has been named in the log since all answered last.
     named: bool,
 }
 
 impl Watchdog {
-    /// As the environment variables say.
+    /// Reads the settings from the environment variables.
     pub(super) fn new() -> Watchdog {
         Watchdog::every(half(env::var_os(TIME), env::var_os(PROCESS), process::id()))
     }
@@ -56,8 +56,8 @@ impl Watchdog {
         self.half.is_some()
     }
 
-    /// Adds a thread; `ask` as in [`Round::member`]. Drop the watchdog before the threads are joined:
-    /// some end only when `ask` has been dropped.
+    /// Adds a thread; for `ask` see [`Round::member`]. Drop the watchdog before the threads are
+    /// joined: some end only when `ask` has been dropped.
     pub(super) fn member(&mut self, name: &'static str, ask: impl Fn(&Pulse) + Send + 'static) -> Pulse {
         if self.is_wanted() { self.round.member(name, Box::new(ask)) } else { Pulse::default() }
     }
@@ -80,7 +80,7 @@ impl Watchdog {
         self.next.map_or_else(never, at)
     }
 
-    /// Reports that all threads go on.
+    /// Reports that all threads make progress.
     pub(super) fn feed(&mut self) {
         if std::mem::take(&mut self.named) {
             log::info!("all threads go on");

@@ -1,8 +1,9 @@
 //! The published state: plain immutable values that answer every read.
 //!
 //! The engine keeps these values up to date beside its own state. The tree writer publishes them
-//! and compares old with new values to make signals. Knows no locks, no D-Bus types, no object
-//! paths. Maps share structure, so a copy is cheap and a comparison visits only the differences.
+//! and compares old with new values to make signals. This module knows no locks, no D-Bus types and
+//! no object paths. Maps share structure, so a copy is cheap and a comparison visits only the
+//! differences.
 
 use std::{
     path::PathBuf,
@@ -324,7 +325,7 @@ pub struct DeviceView {
 /// Stopped pools. A copy costs the same for any number of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoppedPoolsView {
-    /// Version number, so that an old value does not replace a newer one.
+    /// The version number. An old value must not replace a newer one.
     pub version: u64,
     pools: OrdMap<PoolUuid, Arc<StoppedPoolView>>,
     /// The pools by name.
@@ -462,7 +463,7 @@ mod tests {
         // Resumed at 4000: earlier progress does not count for the speed.
         assert_eq!(noted(&[(4000, 5000), (4500, 6000), (5000, 7000)]), pace(5000, 500, 10));
         assert_eq!(noted(&[(0, 5000), (10_000, 6000)]), pace(10_000, 10_000, 0));
-        // A clock that was set back, and no elapsed time.
+        // The clock was set back in the first case; no time has passed in the second.
         assert_eq!(noted(&[(0, 5000), (500, 4000)]).per_second, None);
         assert_eq!(noted(&[(0, 5000), (500, 5000)]).per_second, None);
     }

@@ -3,7 +3,7 @@
 //!
 //! The kernel reports that some device-mapper device changed, several times for each new
 //! filesystem, but not which device. Only events of thin pools matter. So the watcher compares the
-//! event numbers of the thin pools with the former ones, and checks only the pools whose number
+//! event numbers of the thin pools with the previous ones, and checks only the pools whose number
 //! differs.
 //!
 //! Reading the numbers takes a bounded number of calls. Up to [`ASKED_MAX`] pools are queried one
@@ -76,7 +76,8 @@ fn look(platform: &dyn Platform, before: &Numbers, running: BTreeSet<PoolUuid>) 
             log::warn!("cannot query the thin pool of pool {pool} after a device-mapper event: {error}");
             known
         });
-        // A pool that is being stopped has no thin pool. If it goes on, it counts as new.
+        // A pool that is being stopped has no thin pool. If the stop is abandoned, the pool counts
+        // as new.
         let Some(number) = number else { continue };
         if known != Some(number) {
             evented.push(pool);
@@ -114,7 +115,8 @@ impl DmWatch {
         let (mut seen, mut checks) = (Numbers::new(), Merge::new());
         let mut looks: BTreeMap<PoolUuid, Instant> = BTreeMap::new();
         loop {
-            // Armed before the numbers are read: a later event makes the descriptor readable again.
+            // The source is armed before the numbers are read: a later event makes the descriptor
+            // readable again.
             self.source.arm().map_err(Error::Source)?;
             let (now, evented) = look(&*self.platform, &seen, self.running.list().into_iter().collect());
             seen = now;
@@ -220,7 +222,7 @@ mod tests {
         events(100);
     }
 
-    /// The calls after an event.
+    /// The platform calls that an event causes.
     fn asked(running: &[PoolUuid]) -> Vec<(CallKind, String)> {
         let sim = Sim::builder().record().build();
         look(&sim, &Numbers::new(), running.iter().copied().collect());

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-/// The running keys.
+/// The keys whose run has not ended.
 #[derive(Debug)]
 pub(super) struct Merge<K> {
-    /// Whether to run again.
+    /// For each key, whether another run follows.
     running: BTreeMap<K, bool>,
 }
 
@@ -17,7 +17,7 @@ impl<K: Ord> Merge<K> {
         Merge { running: BTreeMap::new() }
     }
 
-    /// The cause has occurred. True: run now.
+    /// The cause has occurred. Returns `true` if the run is to start now.
     pub(super) fn cause(&mut self, key: K) -> bool {
         let mut first = false;
         let again = self.running.entry(key).or_insert_with(|| {
@@ -28,7 +28,8 @@ impl<K: Ord> Merge<K> {
         first
     }
 
-    /// A run has ended. True: run again, because the cause occurred during the run.
+    /// A run has ended. Returns `true` if another run is to start, because the cause occurred
+    /// during the run.
     pub(super) fn ended(&mut self, key: &K) -> bool {
         match self.running.get_mut(key) {
             Some(again) if *again => {

@@ -39,7 +39,7 @@ use crate::{
 
 /// A request of a watcher.
 pub struct WatchRequest {
-    /// Why, for the log.
+    /// The reason of the request, for the log.
     pub label: String,
     /// The steps.
     pub chain: Step<()>,
@@ -120,7 +120,7 @@ fn wait(source: Option<BorrowedFd<'_>>, waker: &Waker, stop: &Stop, deadline: Op
     let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
     poll(&mut fds, deadline).map_err(Error::Wait)?;
     let source_ready = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
-    // Before the look at the work, so that no later wake-up is lost.
+    // Drained before the caller looks at its work, so that no later wake-up is lost.
     waker.drain();
     Ok(match (stop.is_on(), source_ready) {
         (true, _) => Woken::Stop,

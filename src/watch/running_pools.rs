@@ -1,5 +1,5 @@
 //! The set of running pools, for threads that act on pools by themselves and must not wake up when
-//! there are none.
+//! no pool runs.
 //!
 //! Must never know: anything else about a pool.
 

@@ -91,7 +91,7 @@ impl Timers {
 
     fn check(&self, pool: PoolUuid) {
         let ended = EndReport::of(pool, &self.ended.0, &self.waker);
-        // An earlier check than the next round is the business of the thread `dm-events`.
+        // If a check is due before the next round, the thread `dm-events` makes it.
         let chain = ended.after_check_of(pool, Depth::Whole, move |_| pool);
         (self.submit)(WatchRequest { label: format!("periodic check of pool {pool}"), chain });
     }

@@ -174,8 +174,8 @@ impl Group {
         if name.len() > NAME_BYTES_MAX {
             return Err(SpawnError::NameTooLong { name: owned() });
         }
-        // Held over the start, so that no name is used twice. The new thread does not need the
-        // mutex.
+        // The mutex is held during the start, so that no name is used twice. The new thread does
+        // not need the mutex.
         let mut threads = self.shared.threads.lock();
         if threads.iter().any(|thread| thread.name == name && !(thread.transient && transient)) {
             return Err(SpawnError::Exists { name: owned() });
@@ -185,7 +185,7 @@ impl Group {
         let name_inside = owned();
         let body = move || {
             // Caught here, not by the join: a panic must be known when it happens, because it stops
-            // the program. Only the owner of the function's data looks at it again, so nobody else
+            // the program. Only the owner of the function's data reads it again, so no other code
             // sees it half changed.
             let how = match catch_unwind(AssertUnwindSafe(f)) {
                 Ok(Ok(())) => How::Returned,
@@ -193,8 +193,8 @@ impl Group {
                 Err(panic) => How::Panicked(panic_text(panic.as_ref())),
             };
             log::debug!("thread {name_inside} ended: {how:?}");
-            // If the group is gone, nobody wants the report. The report is sent before `running` is
-            // dropped, so whoever has joined the thread finds it.
+            // If the group is gone, no receiver is left for the report. The report is sent before
+            // `running` is dropped, so code that has joined the thread finds it.
             if !transient || how != How::Returned {
                 let _ = reports.send(ThreadEnd { name: name_inside, how });
             }

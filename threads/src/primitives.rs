@@ -6,8 +6,8 @@
 //! (features of the same names) for checking. The interface is as small as the lock needs: a mutex
 //! without poisoning, a condition variable, a reference-counted pointer, a thread-local. Channels
 //! are not here: neither checker knows crossbeam's, so the modelled part (the lock and the parking)
-//! uses none. The other modules take their mutexes from here too, but are tested with the real ones
-//! only.
+//! uses none. The other modules also take their mutexes from here, but are tested with the real
+//! ones only.
 
 // For pointers that are not worth modelling: every modelled pointer multiplies the schedules.
 pub(crate) use std::sync::Arc as PlainArc;

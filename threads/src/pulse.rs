@@ -8,8 +8,8 @@
 //! - A thread that calls [`Pulse::beat`] after it was asked has answered. Until then it is *silent*.
 //! - A thread inside [`Pulse::away`] waits for another program without a time limit, which is no
 //!   fault of the thread. It counts as one that answers.
-//! - [`Round::answered`] gets one message per round, with the last answer. No other answer wakes
-//!   anybody.
+//! - [`Round::answered`] gets one message per round, with the last answer. No other answer wakes a
+//!   thread.
 //! - A pulse without a round ([`Pulse::default`]) does nothing.
 //!
 //! No answer is lost. The silent threads are a set behind one mutex. A thread is put into the set
@@ -127,7 +127,7 @@ impl Default for Round {
 
 impl RoundCore {
     fn tell(&self) {
-        // If it is full, the message is there already.
+        // If the channel is full, the message is already there.
         let _ = self.answered.try_send(());
     }
 
@@ -139,15 +139,15 @@ impl RoundCore {
 }
 
 impl Pulse {
-    /// Call this once per turn of the thread's loop.
+    /// Call this once per iteration of the thread's loop.
     pub fn beat(&self) {
         if let Some((shared, seat)) = &self.seat {
             shared.answer(*seat, &mut shared.seats.lock());
         }
     }
 
-    /// Runs `wait`, which depends on another program and has no time limit. Meanwhile the thread is not
-    /// asked.
+    /// Runs `wait`, which depends on another program and has no time limit. Meanwhile the thread
+    /// counts as one that answers.
     pub fn away<T>(&self, wait: impl FnOnce() -> T) -> T {
         let _back = self.seat.as_ref().map(|(shared, seat)| {
             let mut seats = shared.seats.lock();
@@ -242,7 +242,7 @@ mod tests {
         let (round, [(a, _asked)]) = round(["a"]);
         round.ask();
         a.beat();
-        // Nobody receives the message.
+        // No receiver takes the message.
         round.ask();
         assert!(round.answered().is_empty());
         assert_eq!(round.silent(), ["a"]);

@@ -1,6 +1,6 @@
 //! Runs one function on several items in parallel, for a caller that waits for all results.
 //!
-//! Must never know: what the work is. The threads live no longer than the call, so they belong to
+//! Must never know: what `work` does. The threads live no longer than the call, so they belong to
 //! no [`group`](crate::group): the caller joins them before it returns, and a panic in one of them
 //! becomes the caller's panic.
 

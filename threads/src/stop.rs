@@ -36,7 +36,7 @@ pub struct Stop {
     shared: PlainArc<SwitchCore>,
 }
 
-/// The receiver is outside the mutex: cloning it does not look at the state.
+/// The receiver is kept outside the mutex: cloning it does not read the state.
 #[derive(Debug)]
 struct SwitchCore {
     state: Mutex<SwitchState>,
@@ -81,8 +81,9 @@ impl Stop {
         // waker is woken.
         let former = std::mem::replace(&mut *state, SwitchState::On { reason });
         drop(state);
-        // Outside the mutex: a woken thread looks at the state at once. The state changed first, so
-        // a thread that learns of the stop by a channel or a waker then finds the switch on.
+        // The wakers are called outside the mutex: a woken thread reads the state at once. The
+        // state changed first, so a thread that learns of the stop by a channel or a waker then
+        // finds the switch on.
         if let SwitchState::Off { wakers, _open } = former {
             drop(_open);
             wakers.iter().for_each(Waker::wake);

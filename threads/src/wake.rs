@@ -54,8 +54,8 @@ impl Waker {
         }
     }
 
-    /// Takes all wake-ups so far; true if there was one. Does not block. Call it *before* looking
-    /// at the work.
+    /// Takes all wake-ups so far. Returns `true` if there was one. Does not block. Call it *before*
+    /// looking at the work.
     pub fn drain(&self) -> bool {
         let mut count = [0; 8];
         loop {
@@ -111,8 +111,8 @@ mod tests {
         let (woken, other) = (Waker::new().unwrap(), Waker::new().unwrap());
         woken.clone().wake();
         woken.wake();
-        // Twice without a deadline: if the first poll had consumed the wake-up, the second would
-        // not return.
+        // Polled twice without a deadline: if the first poll had consumed the wake-up, the second
+        // would not return.
         assert_eq!(ready([&woken, &other], None), (1, [true, false]));
         assert_eq!(ready([&woken, &other], None), (1, [true, false]));
         assert!(woken.drain());

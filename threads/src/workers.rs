@@ -92,7 +92,8 @@ impl<K: ShareKey> Clone for Workers<K> {
     }
 }
 
-/// Ends the threads when nobody can submit any more. The threads own the board, not this handle.
+/// Ends the threads when no handle is left that could submit. The threads own the board, not this
+/// handle.
 struct Handle<K: ShareKey> {
     board: PlainArc<Board<K>>,
 }
@@ -219,7 +220,8 @@ impl<K: ShareKey> Board<K> {
     fn start_thread(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, JobQueues<K>>) -> Result<(), SpawnError> {
         let number = (1..).find(|number| !jobs.threads.contains(number)).unwrap_or_default();
         let board = PlainArc::clone(self);
-        // Under the mutex, so that no two threads get the same name. The new thread waits for it.
+        // The number is chosen under the mutex, so that no two threads get the same name. The new
+        // thread waits for the mutex.
         self.group.spawn_transient(&format!("worker-{number}"), move || board.work(number))?;
         jobs.threads.insert(number);
         jobs.idle += 1;
@@ -254,8 +256,8 @@ impl<K: ShareKey> Board<K> {
 }
 
 /// Runs a job. The job is expected to catch its own panics, because it knows what to answer. This
-/// catch protects the pool: other jobs must not lose their thread. The job shares nothing but what
-/// it brought along.
+/// catch protects the pool: a panic must not cost other jobs their thread. After the panic no other
+/// data is affected, since the job uses only what it owns.
 fn contained(job: JobFn) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
         log::error!("a job panicked: {}; please report it", panic_text(panic.as_ref()));

@@ -1,5 +1,5 @@
-//! What the dispatcher needs from the object that all steps share: the engine, or a toy in its
-//! tests; and the types of chains and steps over it.
+//! What the dispatcher needs from the object that all steps share (the engine, or a simple
+//! substitute in the dispatcher's tests), and the types of chains and steps over it.
 //!
 //! Must never know: how chains are run.
 
@@ -24,8 +24,8 @@ pub trait Context: Send + Sync + 'static {
     /// Whether a request still has to wait for `wait`. `since` is the count of claims given back
     /// when its step began.
     fn is_taken(&self, wait: &Wait, since: u64) -> bool;
-    /// Registers `watcher`. Whoever gives something back calls it afterwards, with all that became
-    /// free.
+    /// Registers `watcher`. Code that gives something back calls `watcher` afterwards, with all
+    /// that became free.
     fn watch_claims(&self, watcher: Box<dyn Fn(Vec<Wait>) + Send + Sync>);
     /// The stopped pools, if they changed since the last call.
     fn take_stopped_change(&self) -> Option<Arc<view::StoppedPoolsView>>;
@@ -34,8 +34,8 @@ pub trait Context: Send + Sync + 'static {
     /// Asks requests that have begun to undo their changes instead of beginning a format or a new
     /// pool.
     fn hurry(&self);
-    /// Chains that steps have begun and no caller waits for, with their labels. They run as requests
-    /// of their own.
+    /// Chains that steps have begun and for which no caller waits, with their labels. They run as
+    /// requests of their own.
     fn take_follow_ups<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)>
     where
         Self: Sized;

@@ -1,4 +1,4 @@
-//! One running request: what runs its next step, where it waits, and what follows a step.
+//! One running request: where its next step runs, where it waits, and what follows a step.
 //!
 //! Must never know: how the daemon stops, beyond "stopping".
 
@@ -25,7 +25,8 @@ use crate::{
     view::Change,
 };
 
-/// A running request. Its owner must continue it; dropping it answers that the daemon stops.
+/// A running request. Its owner must continue it. If the ticket is dropped, the request is answered
+/// that the daemon stops.
 pub(super) struct Ticket<R: Send + 'static, C: Context> {
     pub(super) inner: Arc<DispatcherCore<R, C>>,
     pub(super) number: u64,
@@ -34,7 +35,7 @@ pub(super) struct Ticket<R: Send + 'static, C: Context> {
     pub(super) begun: bool,
     /// The share of the last step.
     pub(super) share: Option<Share>,
-    /// The request has parked and has not gone on since: the parking knows it.
+    /// The request has parked and has not continued since: the parking knows it.
     pub(super) parked: bool,
 }
 
@@ -43,7 +44,7 @@ type StepOutcome<R, C> = Result<Chain<R, C>, String>;
 
 impl<R: Send + 'static, C: Context> Ticket<R, C> {
     /// Arranges what the chain needs next. `seen` is the count of claims given back before the step
-    /// that asks.
+    /// that has just ended.
     pub(super) fn go_on(self, next: Chain<R, C>, seen: u64) {
         match next {
             Step::Done(reply) => {
@@ -66,8 +67,8 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         let ready = ReadyRequest { step: Box::new(step), ticket: self };
         {
             let mut queue = inner.queue.lock();
-            // As for requests that wait for a lock. Not dropped here: the caller may be in the
-            // middle of a step.
+            // As for requests that wait for a lock. The ticket is not dropped here: the caller may
+            // be in the middle of a step.
             if queue.stopping && !ready.ticket.begun {
                 return queue.late.push(ready);
             }
@@ -144,8 +145,8 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         let granting = Arc::clone(&inner);
         let asked = inner.lock.submit(number, access, label, move |guard| {
             let found = granting.queue.lock().waiting.remove(&number);
-            // None: a stop has answered the request. Dropping the guard passes the grant to the
-            // next one.
+            // `None`: a stop has answered the request. Dropping the guard passes the grant to the
+            // next request.
             if let Some(LockWaiter { step, mut ticket, .. }) = found {
                 // Only now is it known which pool has the name.
                 match &guard {
@@ -153,7 +154,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
                     Guard::Write(pool) => ticket.share = Some(Share::Pool(*pool.key())),
                     _ => {}
                 }
-                // The whole table belongs to no share: no step that has it can hang.
+                // The whole table belongs to no share: no step that holds it can hang.
                 let class = match &guard {
                     Guard::ReadAll(_) | Guard::WriteAll(_) => Class::Brief(None),
                     _ => ticket.brief(),
@@ -199,7 +200,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         self.after_step(outcome, seen, changes, records, guard);
     }
 
-    /// Sends the changes of a step, and only then releases its grant and goes on.
+    /// Sends the changes of a step, and only then releases its grant and continues the request.
     fn after_step(
         mut self,
         mut outcome: StepOutcome<R, C>,
@@ -237,8 +238,8 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         inner.drop_late();
     }
 
-    /// The request has gone on since it parked, or ends: the next waiter for the same claim may
-    /// have the turn.
+    /// The request has continued since it parked, or it ends: the next waiter for the same claim
+    /// may have the turn.
     fn leave_parking(&mut self) {
         if std::mem::take(&mut self.parked) {
             let inner = &self.inner;
@@ -272,8 +273,8 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
                     ticket.run_join(join, results);
                 }
             });
-            // Refused when the workers are closed: then the request has been answered, and is
-            // dropped with its last part.
+            // The workers refuse the job when they are closed. Then the request has been answered,
+            // and is dropped with its last part.
             drop(inner.workers.submit(class.clone(), number, job));
         }
     }
@@ -285,7 +286,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
     }
 
     /// Sets the chain aside until its claim is given back. `seen` is the count of claims given back
-    /// before the step that asks for this.
+    /// before the step that parks.
     fn park(mut self, wait: Wait, next: Chain<R, C>, seen: u64) {
         let (inner, number) = (Arc::clone(&self.inner), self.number);
         let not_begun = {

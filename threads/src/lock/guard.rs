@@ -37,12 +37,12 @@ pub(super) struct EntryRow<N, T> {
 }
 
 impl<N, T> EntryRow<N, T> {
-    /// For the owner of the table: no value is taken out then.
+    /// For the owner of the table, which has all values in place.
     fn value(&self) -> &T {
         self.value.as_deref().expect(VALUE_PRESENT)
     }
 
-    /// For the writer of the table: no value is shared then.
+    /// For the writer of the table, which shares no value.
     fn value_mut(&mut self) -> &mut T {
         self.value.as_mut().and_then(Arc::get_mut).expect(ONLY_OWNER)
     }
@@ -100,7 +100,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> GrantHold<K, N, T> {
         }
     }
 
-    /// The same, for changes.
+    /// The table of a WriteAll guard, for changes.
     fn table_mut(&mut self) -> &mut EntryTable<K, N, T> {
         match &mut self.lent {
             Lent::WriteAll(table) => table,

@@ -127,7 +127,7 @@ struct LockState<K: Ident, N: Ident, T: Send + Sync + 'static> {
     /// The callback of each waiting request. Grows with the number of waiting requests, which the
     /// submitter bounds.
     callbacks: Map<RequestId, OnGrant<K, N, T>>,
-    /// For people: one per holder and waiter.
+    /// One ticket per holder and waiter, for people.
     tickets: Map<RequestId, RequestAge>,
 }
 
@@ -135,8 +135,8 @@ struct LockState<K: Ident, N: Ident, T: Send + Sync + 'static> {
 /// caller's code.
 type OnGrant<K, N, T> = Box<dyn FnOnce(Guard<K, N, T>) + Send>;
 
-/// For people and the log, never for a decision: the label, and since when the request has held or
-/// waited.
+/// The label of a request, and since when it has held or waited. For people and the log, never for
+/// a decision.
 #[derive(Clone)]
 struct RequestAge {
     label: Cow<'static, str>,
@@ -188,7 +188,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     fn with_state(state: LockRules<K, N>) -> Self {
         let table = Some(Arc::new(EntryTable { rows: Map::default() }));
         let inner = LockState { state, table, callbacks: Map::default(), tickets: Map::default() };
-        // Kept outside the mutex as well: a look at it must not add a step that hides the fault.
+        // The fault is kept outside the mutex as well: reading it must not add a step that hides
+        // the fault.
         let shared = LockCore {
             #[cfg(feature = "planted-faults")]
             fault: inner.state.fault,
@@ -203,7 +204,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     /// guard on. If the request is cancelled, `granted` is dropped without a call.
     ///
     /// Waiters are served by `rank`, and those of the same rank in the order of their requests
-    /// ([`UNRANKED`]: behind all others). `label` says for people who asks.
+    /// ([`UNRANKED`]: behind all others). `label` names the request for people.
     pub fn submit(
         &self,
         rank: u64,
@@ -234,16 +235,17 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
             let outcome = if now.is_some() { "granted" } else { "waits" };
             log::trace!("{id} {label}: {access} {outcome}");
         }
-        // Through the outbox even in this call: a callback that submits must not run another
-        // callback inside itself.
+        // The grant goes through the outbox even in this call: a callback that submits must not run
+        // another callback inside itself.
         if let Some((granted, guard)) = now {
             outbox::deliver([Box::new(move || granted(guard)) as Delivery]);
         }
         id
     }
 
-    /// Removes a request from the queue. True: it was still waiting, and its callback will not be
-    /// called. False: its guard has been delivered or is about to be.
+    /// Removes a request from the queue. Returns `true` if the request was still waiting; its
+    /// callback will not be called. Returns `false` if its guard has been delivered or is about to
+    /// be.
     pub fn cancel(&self, id: RequestId) -> bool {
         let mut inner = self.shared.inner.lock();
         let mut callback = None;
@@ -255,12 +257,12 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let Some(grants) = inner.state.cancel(id) else { return false };
         callback = inner.callbacks.remove(&id).or(callback);
         inner.tickets.remove(&id);
-        // The request waited until now, under the mutex, so nobody else takes the callback.
+        // The request waited until now, under the mutex, so no other thread takes the callback.
         // Requests that waited only for this one are granted here and delivered below.
         let due = collect(&self.shared, &mut inner, grants);
         drop(inner);
         log::trace!("{id} cancelled");
-        // Outside the mutex: a destructor of the callback's data may call the lock.
+        // Dropped outside the mutex: a destructor of the callback's data may call the lock.
         drop(callback);
         outbox::deliver(due);
         true
@@ -304,7 +306,7 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
     }
     match grant.held {
         HeldAccess::Absent => {
-            // Holds nothing, so no release will come; the ticket goes now.
+            // An absent entry holds nothing, so no release will come; the ticket is removed now.
             inner.tickets.remove(&grant.id);
             Guard::Absent
         }
@@ -315,8 +317,8 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
             let name = row.name.clone();
             Guard::Read(ReadGuard { key, name, hold: hold(Lent::Read(value)) })
         }
-        // The value itself. The row stays because the entry does, and nobody looks into it while
-        // this grant exists.
+        // The value itself. The row stays because the entry does, and no other thread reads it
+        // while this grant exists.
         HeldAccess::Write(key) => {
             let row = inner.row_mut(&key);
             let value = row.value.take().expect(guard::VALUE_PRESENT);

@@ -345,8 +345,8 @@ impl<K: Ident, N: Ident> LockRules<K, N> {
         }
     }
 
-    /// Ends a wait without a grant; None if the request does not wait (any more). Returns the
-    /// grants of the requests that waited only for this one.
+    /// Ends a wait without a grant. Returns the grants of the requests that waited only for this
+    /// one, or `None` if the request does not wait (any more).
     pub fn cancel(&mut self, id: RequestId) -> Option<Vec<Grant<K>>> {
         let access = self.dequeue(id)?;
         if planted!(self, LockFault::CancelGrantsNobody) {

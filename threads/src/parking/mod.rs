@@ -8,7 +8,7 @@
 //!
 //! The conditions live outside, behind mutexes of their own. Two agreements prevent lost wake-ups:
 //!
-//! - Whoever opens a place does so *first* and calls [`Parking::opened`] *after* that.
+//! - Code that opens a place does so *first* and calls [`Parking::opened`] *after* that.
 //! - A request that parks checks once more whether the place is shut, *under the mutex* of the
 //!   parking.
 //!
@@ -114,7 +114,8 @@ impl<P: Spot> Parking<P> {
     }
 
     fn with_state(state: ParkingRules<P>) -> Self {
-        // Kept outside the mutex as well: a look at it must not add a step that hides the fault.
+        // The fault is kept outside the mutex as well: reading it must not add a step that hides
+        // the fault.
         let shared = ParkingCore {
             #[cfg(feature = "planted-faults")]
             fault: state.fault,
@@ -127,7 +128,7 @@ impl<P: Spot> Parking<P> {
     /// without any mutex held; that may be before this call returns. If the request leaves first,
     /// `woken` is dropped without a call.
     ///
-    /// `is_shut` and `is_open` are called under the mutex: see the [module](self) on what they must
+    /// `is_shut` and `is_open` are called under the mutex: the [module](self) says what they must
     /// not do.
     pub fn park(
         &self,
@@ -164,14 +165,15 @@ impl<P: Spot> Parking<P> {
         self.deliver(inner, due);
     }
 
-    /// `who` goes on or gives up. True: it was waiting, and its callback will not be called.
+    /// `who` continues or gives up. Returns `true` if it was waiting; its callback will not be
+    /// called.
     pub fn leave(&self, who: Arrival, is_open: impl FnOnce(&P) -> bool) -> bool {
         let mut inner = self.shared.inner.lock();
         let next = inner.state.leave(who, is_open);
         let callback = inner.callbacks.remove(&who);
         let waited = callback.is_some();
         self.deliver(inner, next.into_iter().collect());
-        // Outside the mutex: a destructor of the callback's data may call the parking.
+        // Dropped outside the mutex: a destructor of the callback's data may call the parking.
         drop(callback);
         waited
     }

@@ -4,19 +4,19 @@
 //! Must never know: threads, sync types, callbacks, time, and what a place stands for.
 //!
 //! A *place* stands for a condition that a request needs: a key is not claimed, a set of keys is
-//! empty, something has changed since the request last looked. Code outside keeps the conditions. A
-//! place is *open* while its condition holds, otherwise *shut*. Whoever opens a place reports it
-//! with [`ParkingRules::opened`] after it is open.
+//! empty, something has changed since the request last looked. The conditions live outside this
+//! module. A place is *open* while its condition holds, otherwise *shut*. Code that opens a place
+//! reports it with [`ParkingRules::opened`] after the place is open.
 //!
 //! # The promise
 //!
 //! **No lost wake-up.** While requests wait at a place, at least one of these is true: the place is
 //! shut for the first of them; its opening has yet to be reported; a request has been woken and has
-//! the *turn*. A request ends its turn when it goes on or gives up ([`ParkingRules::leave`]) or parks
-//! again ([`ParkingRules::park`]). If it leaves the place open, the next waiter is woken.
+//! the *turn*. A request ends its turn when it continues or gives up ([`ParkingRules::leave`]) or
+//! parks again ([`ParkingRules::park`]). If it leaves the place open, the next waiter is woken.
 //!
 //! **Order.** A place wakes the waiter that arrived first, and one at a time: the next waiter is
-//! woken when the turn before has ended and left the place open.
+//! woken when the previous turn has ended and left the place open.
 //!
 //! **Fairness across parking.** A request keeps the number of its arrival for life. A woken request
 //! that finds the place shut again parks under the same number, so it stays ahead of all later
@@ -89,7 +89,7 @@ enum Standing<P> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParkingRules<P> {
     places: BTreeMap<P, PlaceQueue>,
-    /// The same by request.
+    /// The state of each request that waits or has a turn.
     standing: BTreeMap<Arrival, Standing<P>>,
     #[cfg(feature = "planted-faults")]
     pub(super) fault: Option<ParkingFault>,
@@ -139,21 +139,22 @@ impl<P: Spot> ParkingRules<P> {
             Some(left) => woken.extend(self.pass_on(left, is_open)),
             None => {}
         }
-        // Wakes the first waiter, which need not be `who`: if nobody has the turn, the report of
-        // the opening is still on its way.
+        // Wakes the first waiter, which need not be `who`: if no request has the turn, the report
+        // of the opening is still on its way.
         if !is_shut && !planted!(self, ParkingFault::QueuesAtOpenPlace) {
             woken.extend(self.wake_first(&place));
         }
         woken
     }
 
-    /// `place` was opened before this call. Returns the request that has the turn now: None if no
-    /// request waits or another has the turn, whose end looks at the place again.
+    /// `place` was opened before this call. Returns the request that has the turn now. Returns
+    /// `None` if no request waits, or if another request has the turn, whose end looks at the place
+    /// again.
     pub fn opened(&mut self, place: &P) -> Option<Arrival> {
         self.wake_first(place)
     }
 
-    /// `who` goes on or gives up, whether it waits, has the turn or neither. Returns the request
+    /// `who` continues or gives up, whether it waits, has the turn or neither. Returns the request
     /// that has the turn now.
     pub fn leave(&mut self, who: Arrival, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
         if let Some(left) = self.end_turn(who) {
@@ -221,8 +222,8 @@ impl<P: Spot> ParkingRules<P> {
         Some(place)
     }
 
-    /// Wakes the next waiter if nobody has the turn and the place is open. A shut place wakes it
-    /// when it opens.
+    /// Wakes the next waiter if no request has the turn and the place is open. The opening of a
+    /// shut place wakes the waiter later.
     fn pass_on(&mut self, place: P, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
         #[cfg(feature = "planted-faults")]
         if let Some(left) = self.places.get_mut(&place) {
