@@ -17,7 +17,7 @@ pub struct Listed {
     pub name: String,
     /// Its number.
     pub number: DeviceNumber,
-    /// How many events it has had; `None`: the kernel does not say it here.
+    /// How many events the device has had; `None` if the kernel does not report the number here.
     pub event: Option<u32>,
 }
 
@@ -66,9 +66,9 @@ pub struct Line {
 pub enum Target {
     /// Maps to a range of another device.
     Linear {
-        /// Start of the range on it.
+        /// The other device.
         device: DeviceNumber,
-        /// Where the stretch begins there.
+        /// Start of the range on it.
         offset: Sectors,
     },
     /// A thin pool: data blocks for thin devices.

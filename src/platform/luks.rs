@@ -180,6 +180,6 @@ pub enum Begin {
 pub enum ReencryptionEnd {
     /// It is complete.
     Finished,
-    /// It was told to stop. The header says how far it came.
+    /// The job was stopped. The header says how far it came.
     Interrupted,
 }

@@ -39,7 +39,7 @@ pub enum DeviceClass {
     Luks,
     /// A path of a multipath device. The daemon never uses it directly.
     MultipathMember,
-    /// udev knows of nothing on it.
+    /// udev has found nothing on the device.
     Unowned,
     /// Belongs to something else; the text says what was found (`xfs`, `partition table dos`).
     Other(String),
@@ -198,7 +198,7 @@ impl Announcement {
     }
 }
 
-/// Links that udev was asked for and may not have made yet.
+/// Links that were requested from udev and may not exist yet.
 pub trait PendingLinks: Send {
     /// Waits until every link exists and points to its device, for at most `limit` in all. For
     /// callers that do nothing else: one thread at a time may wait for links. The caller holds no
@@ -210,7 +210,8 @@ pub trait PendingLinks: Send {
     /// left to wait for: every link exists, or the missing ones will not come.
     fn advance(&mut self) -> bool;
     /// Becomes readable when [`PendingLinks::hear`] is worth a call on one of the values that share
-    /// it, and then [`PendingLinks::advance`] on all of them. `None`: no descriptor would tell.
+    /// the descriptor, and then [`PendingLinks::advance`] on all of them. `None` if no descriptor
+    /// announces the links.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
     /// The links that are missing now.
     fn missing(self: Box<Self>) -> Vec<PathBuf>;
@@ -271,8 +272,8 @@ pub trait DeviceEvents: Send {
     fn take_lost(&mut self) -> bool;
 }
 
-/// A source of device-mapper events. It says that some device had one, not which. One thread owns
-/// it.
+/// A source of device-mapper events. An event says that some device has changed, but not which. One
+/// thread owns the source.
 pub trait DmEvents: Send {
     /// Becomes readable when any device had an event since the last [`DmEvents::arm`].
     fn fd(&self) -> BorrowedFd<'_>;

@@ -1,7 +1,7 @@
 //! Makes udev create the links under `/dev/stratis`, and waits for them.
 //!
-//! Only udev creates and removes these links; this module asks it by synthetic events
-//! (`docs/spec/engine/storage-stack.md` §9.7, `docs/spec/tools/system-integration.md` §1). Knows
+//! Only udev creates and removes these links; this module requests them by synthetic events
+//! (`docs/spec/engine/storage-stack.md` §9.7, `docs/spec/tools/system-integration.md` §1). It knows
 //! nothing of locks or replies: the caller decides when to wait.
 
 use std::{
@@ -39,10 +39,10 @@ fn leads_to(link: &Path, number: DeviceNumber) -> bool {
         .is_ok_and(|found| found.file_type().is_block_device() && database::number(found.rdev()) == number)
 }
 
-/// Asks udev for the links of these filesystems. A failed request is logged, and its link is
-/// reported missing by the wait.
+/// Requests the links of these filesystems from udev. A failed request is logged, and the wait
+/// reports its link as missing.
 pub(super) fn announce(listener: &Listener, filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
-    // Listen first: udev may answer the first request before the last is written.
+    // Listen first: udev may answer the first request before the last one is written.
     let udev = if filesystems.is_empty() || !udev_runs() { None } else { listen(listener, filesystems) };
     let wanted = filesystems
         .iter()
@@ -64,13 +64,13 @@ fn listen(listener: &Listener, filesystems: &[Announcement]) -> Option<Subscript
     listener.subscribe(devices).inspect_err(no_socket).ok()
 }
 
-/// A link that udev was asked for.
+/// A link that was requested from udev.
 struct Wanted {
     link: PathBuf,
     number: DeviceNumber,
     request: LinkRequest,
-    /// The link with the name that udev made up for other daemons, if it differs and does not lead
-    /// elsewhere.
+    /// The link with the name that udev made up under other daemons, if it differs and does not
+    /// point elsewhere.
     former: Option<PathBuf>,
     /// udev has processed the request, or never got it.
     answered: bool,
@@ -95,7 +95,7 @@ impl Wanted {
 
     fn ask(&self) -> io::Result<()> {
         let file = format!("/sys/dev/block/{}/uevent", self.number);
-        // In a single write: the kernel takes each write as a request.
+        // The line is written at once: the kernel takes each write as a request.
         let line = self.line();
         match OpenOptions::new().write(true).open(file)?.write(line.as_bytes())? {
             written if written == line.len() => Ok(()),
@@ -114,15 +114,15 @@ impl Wanted {
         if with_former.len() <= LINE_BYTES_MAX { with_former } else { line }
     }
 
-    /// Whether the link exists and leads to the device.
+    /// Whether the link exists and points to the device.
     fn is_there(&self) -> bool {
         leads_to(&self.link, self.number)
     }
 
-    /// Whether waiting is worthwhile. If udev has processed the request and there is no link at
-    /// all, its rules refused to make one: they are not installed, or the filesystem has another
-    /// UUID. A link to another device is worth waiting for while our device exists: an event that
-    /// frees the name may be on its way.
+    /// Whether waiting is worthwhile. If udev has processed the request and no link exists, its
+    /// rules refused to make one: they are not installed, or the filesystem has another UUID. A
+    /// link to another device is worth waiting for while our device exists: an event that frees the
+    /// name may be on its way.
     fn may_come(&self) -> bool {
         let is_device_there = || fs::exists(format!("/sys/dev/block/{}", self.number)).unwrap_or(true);
         !self.answered || (fs::symlink_metadata(&self.link).is_ok() && is_device_there())
@@ -174,7 +174,8 @@ impl PendingLinks for RequestedLinks {
 
     fn advance(&mut self) -> bool {
         match self.udev.as_ref().map_or(ReceivedNews::Broken, Subscription::take) {
-            // Many links being made mean many messages about other devices, which need no check.
+            // While many links are being made, many messages concern other devices and need no
+            // check.
             ReceivedNews::Nothing if self.looked => return false,
             ReceivedNews::Nothing => {}
             ReceivedNews::News(requests) => {

@@ -1,7 +1,7 @@
 //! Clevis: runs its programs to encrypt a passphrase with a pin, or to decrypt it.
 //!
 //! The programs are searched at each use, and only those that the pin needs. The passphrase passes
-//! through pipes. A configuration passes as an argument, since it holds no secret. Of the daemon's
+//! through pipes. A configuration passes as an argument, since it is not secret. Of the daemon's
 //! environment the programs get only the variables that locate a TPM or a proxy ([`PASSED_ON`]): an
 //! administrator sets these for the daemon's service because Clevis needs them.
 //!
@@ -94,13 +94,13 @@ impl RequestedPins {
         self.add(pin, config);
         let Some(pins) = config.get("pins").and_then(Value::as_object).filter(|_| depth < DEPTH_MAX) else { return };
         for (pin, configs) in pins {
-            // A single configuration may stand without a list.
+            // A single configuration may stand outside a list.
             let configs = configs.as_array().map_or(std::slice::from_ref(configs), Vec::as_slice);
             configs.iter().for_each(|config| self.add_config(pin, config, depth + 1));
         }
     }
 
-    /// `None` if it is no JWE of Clevis.
+    /// `None` if the value is not a JWE of Clevis.
     fn by_jwe(jwe: &Value) -> Option<RequestedPins> {
         let mut requested = RequestedPins::default();
         requested.pin = requested.add_header(jwe.get("protected")?.as_str()?, 0)?;

@@ -97,7 +97,8 @@ mod semaphore {
     }
 }
 
-/// A semaphore that stays at 1 until udev is done. Dropping it removes the semaphore.
+/// A semaphore that stays at 1 until udev has processed the change. Dropping the cookie removes the
+/// semaphore.
 #[derive(Debug)]
 pub(super) struct Cookie {
     key: u32,
@@ -136,7 +137,8 @@ impl Cookie {
         self.key & 0xffff
     }
 
-    /// Waits until udev is done or another process removes the semaphore. `false` on timeout.
+    /// Waits until udev has processed the change or another process removes the semaphore. `false`
+    /// on timeout.
     ///
     /// # Errors
     /// If the kernel refuses to wait.
@@ -184,8 +186,8 @@ fn listed(line: &str) -> Option<ListedSemaphore> {
     Some(ListedSemaphore { key: key.cast_unsigned(), set, changed })
 }
 
-/// Removes the cookies that a process has waited for at least this long, so that it continues as if
-/// udev were done. Returns their number.
+/// Removes the cookies that a process has waited for at least this long, so that the process
+/// continues as if udev had answered. Returns their number.
 ///
 /// libdevmapper waits without a deadline. The process that waits was the last to change the
 /// semaphore.

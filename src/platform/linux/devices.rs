@@ -3,8 +3,8 @@
 //!
 //! Reads are direct (`O_DIRECT`). Writes go through the page cache and become durable by an fsync.
 //! The reasons:
-//! - After a failed write or fsync, the cache still holds the new bytes and calls them clean. Only
-//!   a direct read shows what a restart would find, and the engine decides on that.
+//! - After a failed write or fsync, the cache still holds the new bytes and marks them as clean.
+//!   Only a direct read shows what a restart would find, and the engine bases its decision on that.
 //! - The device may change without its node's cache noticing: through a device-mapper device above
 //!   it, one of its partitions, another path to it, another machine.
 //! - A direct read first writes back what the cache of the same node holds of that range, so the
@@ -192,8 +192,8 @@ impl DeviceAccess {
     /// Reads `length` bytes at `offset` from the device itself.
     pub(super) fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
         let read = |file: &File| {
-            // Round no more than the device requires: a bad sector must not hide its good
-            // neighbours.
+            // Round by no more than the device requires: a bad sector must not make its good
+            // neighbours unreadable.
             let unit = ioctl_blksszget(file).map_err(|errno| error("read the sector size of", path)(errno.into()))?;
             read_aligned(file, u64::from(unit), offset, length).map_err(error("read", path))
         };

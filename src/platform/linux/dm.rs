@@ -210,8 +210,8 @@ impl Mapper {
         Ok(lines.into_iter().map(|(_, _, _, status)| status).collect())
     }
 
-    /// Whether any process has the device open, which includes mounts. If unknown, assumes that it
-    /// is open.
+    /// Whether any process has the device open, or it is mounted. If this is unknown, returns
+    /// `true`.
     pub(super) fn is_open(&self, number: DeviceNumber) -> bool {
         let name = fs::read_to_string(format!("/sys/dev/block/{number}/dm/name"));
         let Ok(name) = name else { return true };
@@ -228,9 +228,9 @@ impl Mapper {
 
     /// Waits up to about a second until no process has the device open.
     ///
-    /// A device is usually held for a moment by udev, which probes it after somebody closed it;
-    /// udev's event then tells when it is done. The kernel announces no other close (a mount,
-    /// another probing program), so those are polled.
+    /// A device is usually held for a moment by udev, which probes it after a process has closed
+    /// it; udev's event then shows the end of the probe. The kernel announces no other close (a
+    /// mount, another probing program), so those are polled.
     fn wait_until_free(&self, name: &str) -> Result<()> {
         let opens = || -> Result<(i32, DeviceNumber)> {
             // If the device is gone, let the removal report that.
@@ -264,7 +264,7 @@ impl Mapper {
     }
 }
 
-/// Creates the node of a device that another component activated, if udev has not.
+/// Creates the node of a device that another component activated, if udev has not done so.
 pub(super) fn mend_node(name: &str) {
     if fs::exists(node(name)).unwrap_or(true) {
         return;
@@ -351,7 +351,7 @@ fn is_absent(fault: &DmError) -> bool {
 /// Reports events of any device through its own descriptor.
 struct MapperEvents(DM);
 
-/// A new source of device-mapper events. It reports those from now on.
+/// A new source of device-mapper events. It reports events from now on.
 pub(super) fn events() -> Result<Box<dyn DmEvents>> {
     match DM::new() {
         Ok(dm) => Ok(Box::new(MapperEvents(dm))),

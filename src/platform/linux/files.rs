@@ -1,7 +1,7 @@
 //! Files in the private directory, mostly on metadata volumes. Knows nothing of their contents.
 //!
-//! The disks may come from strangers. So names are opened component by component and never through
-//! a symbolic link, and only regular files of limited size are read.
+//! The disks may come from an untrusted source. So names are opened component by component and
+//! never through a symbolic link, and only regular files of limited size are read.
 
 use std::{
     ffi::CStr,
@@ -115,7 +115,7 @@ impl PrivateDirectory {
     }
 
     /// Creates or replaces a file in the order of `docs/spec/engine/ondisk-metadata.md` §7.2. After
-    /// a power cut there is either the old file or the new one, complete.
+    /// a power cut, either the old file or the new one exists, complete.
     pub(super) fn replace(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let (directory, name) = split(path)?;
         let open = self.open_directory(&directory, Absent::Refuse)?;
@@ -124,7 +124,7 @@ impl PrivateDirectory {
             fs::renameat(&open, &temporary, &open, name).map_err(|errno| self.error("replace", path)(errno.into()))
         });
         if written.is_err() {
-            // Readers skip it, so it may stay if even this fails.
+            // Readers skip the temporary file, so it may stay if even this fails.
             let _ = fs::unlinkat(&open, &temporary, AtFlags::empty());
         }
         written?;

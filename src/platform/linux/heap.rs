@@ -5,8 +5,8 @@
 ///
 /// The C library gives each thread its own arena, up to eight per processor. Twenty threads that
 /// take turns would each keep their peak: 6 MiB with a thousand filesystems. Once a large block has
-/// been freed, the library also stops to map blocks of that size separately and places them between
-/// small, long-lived ones; this held 10 MiB more in half of all runs.
+/// been freed, the library also stops mapping blocks of that size separately and places them
+/// between small, long-lived ones; this held 10 MiB more in half of all runs.
 #[allow(unsafe_code)]
 pub fn give_back() {
     #[cfg(target_env = "gnu")]

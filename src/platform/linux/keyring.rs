@@ -2,7 +2,7 @@
 //! keyring with the volume keys (`docs/spec/engine/encryption.md` §3).
 //!
 //! The persistent keyring expires when it is not used for days, so each use fetches it and links it
-//! into the session keyring. Knows names and bytes, but not what a key unlocks.
+//! into the session keyring. This module knows names and bytes, but not what a key unlocks.
 
 use std::{
     ffi::{CStr, CString},
@@ -22,7 +22,7 @@ const TYPE: &CStr = c"user";
 const LOGON: &CStr = c"logon";
 /// All rights for the possessor of the user's key, none for others.
 const PERMISSIONS: c_long = 0x003f_0000;
-/// Longest value read back. Ours have at most 64 bytes; others are never read.
+/// Longest value read back. Keys of this daemon have at most 64 bytes; others are never read.
 const VALUE_BYTES_MAX: usize = 32 << 10;
 /// Capacity for the serial numbers of a keyring.
 const KEYS_MAX: usize = 1 << 16;
@@ -143,7 +143,7 @@ pub(super) fn unset(name: &str) -> Result<bool> {
     unlink(serial, name, ring)
 }
 
-/// Names of all keys of our type in the keyring.
+/// Names of all keys of the daemon's type in the keyring.
 pub(super) fn list() -> Result<Vec<String>> {
     let ring = persistent()?;
     let numbers = read(ring, "(all)", KEYS_MAX * size_of::<c_int>())?;
@@ -153,7 +153,7 @@ pub(super) fn list() -> Result<Vec<String>> {
     Ok(serials.filter_map(|serial| described(c_long::from(serial))).collect())
 }
 
-/// The name of a key of our type. `None` if the key has gone meanwhile.
+/// The name of a key of the daemon's type. `None` if the key no longer exists.
 fn described(serial: Serial) -> Option<String> {
     let mut text = vec![0_u8; DESCRIPTION_BYTES_MAX];
     let length = keyctl(libc::KEYCTL_DESCRIBE, [serial, text.as_mut_ptr() as c_long, text.len() as c_long, 0]);
@@ -202,8 +202,8 @@ pub(super) fn volume_key_unset(name: &str) -> Result<bool> {
     unlink(serial, name, PROCESS)
 }
 
-/// Gives the kernel a volume key that a device-mapper table refers to. Nobody can read it back. For
-/// a short-lived process, because the key stays in its process keyring.
+/// Gives the kernel a volume key that a device-mapper table refers to. No process can read the key
+/// back. For a short-lived process, because the key stays in its process keyring.
 pub(super) fn lend_to_kernel(name: &str, key: &[u8]) -> Result<()> {
     add(LOGON, name, key, PROCESS).map(drop)
 }

@@ -37,7 +37,7 @@ struct Limit {
     per_gib: u64,
 }
 
-/// Time after which a running program is logged. It may go on.
+/// Time after which a running program is logged. The program may continue.
 pub(super) const NOTICE: Duration = Duration::from_secs(60);
 /// How long to wait for a killed program. A program that has not exited by then waits in the kernel
 /// for a device that does not answer, and exits when the device does, if ever.
@@ -56,7 +56,7 @@ const fn row(activity: Activity) -> Option<Limit> {
         Activity::Run(Program::XfsDb) => limit(600, 1),
         // Reads all metadata, in any order: 4 KiB at a time, 500 reads a second, each block about twice.
         Activity::Run(Program::ThinCheck) => limit(300, 1200),
-        // As a check, plus as much writing.
+        // Reads as much as a check, and writes as much again.
         Activity::Run(Program::ThinRepair) => limit(600, 2400),
         // Computes a number.
         Activity::Run(Program::ThinMetadataSize) => limit(30, 0),

@@ -19,7 +19,7 @@ use crate::platform::DeviceNumber;
 /// Creates subscriptions to udev's messages.
 #[derive(Default)]
 pub(super) struct Listener {
-    /// Dead while nobody subscribes: unread messages would fill the kernel's memory.
+    /// Dead while there is no subscriber: unread messages would fill the kernel's memory.
     shared: Mutex<Weak<SharedMonitor>>,
 }
 
@@ -52,10 +52,10 @@ struct News {
 pub(super) enum ReceivedNews {
     /// No news about its devices.
     Nothing,
-    /// There was a message about its devices, or messages were lost. udev has processed these
+    /// A message about its devices has arrived, or messages were lost. udev has processed these
     /// requests.
     News(Vec<LinkRequest>),
-    /// No news now or ever again.
+    /// No news now, and none will ever come.
     Broken,
 }
 

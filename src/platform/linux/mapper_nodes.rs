@@ -1,5 +1,5 @@
-//! The links in `/dev/mapper`: the nodes of devices by name. udev makes and removes them. If it does
-//! not in time, the daemon does.
+//! The links in `/dev/mapper`: the nodes of devices by name. udev makes and removes them. If udev
+//! does not do so in time, the daemon does.
 
 use std::{
     fs, io,
@@ -17,8 +17,8 @@ pub(super) fn node(name: &str) -> PathBuf {
     Path::new("/dev/mapper").join(name)
 }
 
-/// Makes the link in `/dev/mapper` that udev has not made, as libdevmapper does. udev takes it over
-/// when it processes the device.
+/// Makes the link in `/dev/mapper` that udev has not made, as libdevmapper does. udev takes the
+/// link over when it processes the device.
 pub(super) fn mend_link(name: &str, number: DeviceNumber) {
     let link = node(name);
     let is_right = fs::metadata(&link)
@@ -30,7 +30,7 @@ pub(super) fn mend_link(name: &str, number: DeviceNumber) {
     let _ = fs::remove_file(&link);
     match symlink(target, &link) {
         Ok(()) => warn!("udev did not create {}, so the daemon did", link.display()),
-        // udev was faster.
+        // udev made the link first.
         Err(fault) if fault.kind() == io::ErrorKind::AlreadyExists => {}
         Err(fault) => warn!("cannot create {} in place of udev: {fault}", link.display()),
     }

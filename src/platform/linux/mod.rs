@@ -55,8 +55,8 @@ use crate::platform::{
     luks::{Begin, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, Progress, ReencryptionEnd, Unlock},
 };
 
-/// Runs the work of a child process if this program was started as one. Call it before arguments
-/// are read or threads are started. `None` if it was not.
+/// Runs the work of a child process if this program was started as one, otherwise returns `None`.
+/// Call it before arguments are read or threads are started.
 pub fn run_as_child() -> Option<ExitCode> {
     luks::child::run_if_asked().or_else(xfs_child::run_if_asked)
 }

@@ -26,7 +26,7 @@ const CONTROL: &str = "/run/udev/control";
 /// that do not fit are lost.
 const BUFFER_BYTES: usize = 128 << 20;
 
-/// Directory of our links.
+/// Directory of the daemon's links.
 const LINKS: &str = "/dev/stratis/";
 
 /// Whether udev runs on this machine.
@@ -47,11 +47,11 @@ pub(super) struct Message {
     pub(super) device: Option<BlockDevice>,
     /// The request that this message answers: UUID and both names, encoded as written.
     pub(super) request: Option<LinkRequest>,
-    /// Name of an added device-mapper device without a link of ours.
+    /// Name of an added device-mapper device without a link under [`LINKS`].
     pub(super) unlinked: Option<String>,
 }
 
-/// The arguments written to a device's `uevent` file to get its links made
+/// The arguments written to a device's `uevent` file to have its links made
 /// (`docs/spec/engine/storage-stack.md` §9.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LinkRequest {

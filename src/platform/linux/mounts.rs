@@ -23,7 +23,7 @@ pub(super) const PRIVATE_DIRECTORY: &str = "/run/stratisd/ns_mounts";
 const PRIVATE_DIRECTORY_OPTIONS: &str = "size=1M,mode=0700";
 /// Nothing in the private directory is a program or a device, whatever the disks contain.
 const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-/// Attempts to unmount a busy mount, and the pause between two of them. The kernel does not
+/// Attempts to unmount a busy mount, and the pause between two attempts. The kernel does not
 /// announce the end of the use.
 const UNMOUNT_TRIES: u32 = 3;
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(100);
@@ -80,8 +80,8 @@ pub(super) fn mount_xfs(directory: &PrivateDirectory, node: &Path, at: &str, opt
     let result = mount(Some(node), &target, Some("xfs"), SAFE | flags, Some(data.as_str()));
     match result {
         Ok(()) => Ok(()),
-        // The kernel also returns EBUSY if something else has the device open exclusively, so
-        // check.
+        // The kernel also returns EBUSY if something else has the device open exclusively, so look
+        // at the mount table.
         Err(Errno::EBUSY) if is_mounted(node, &target)? => Ok(()),
         Err(errno) => Err(error("mount a file system from", node)(errno)),
     }

@@ -1,15 +1,15 @@
 //! The daemon's mount namespace: its own, private, and without the mounts of users.
 //!
 //! A new mount namespace starts with a copy of every mount. A copy keeps the file system busy after
-//! its user unmounts it: the unmount reaches the copy only if the mount below it is shared, which
-//! containers and administrators change at will. So the daemon drops every mount that neither it
-//! nor its libraries need, and no new mount propagates into its namespace. Mounts of users are
+//! its user unmounts it: the unmount reaches the copy only if the mount below it is shared, and
+//! containers and administrators change that at will. So the daemon drops every mount that neither
+//! it nor its libraries need, and no new mount propagates into its namespace. Mounts of users are
 //! examined from outside ([`super::user_mounts`]), in every namespace alike.
 //!
-//! A namespace may hold more mounts than its table lists: a table lists what can be reached from the
-//! root. For a confined unit, systemd 252 makes a namespace, mounts a copy of all mounts over its
-//! root, and leaves the original tree beneath. A copy of that namespace has both trees. So the daemon
-//! also lets go of what lies beneath its root ([`let_go_beneath`]).
+//! A namespace may hold more mounts than its table lists: a table lists only the mounts that can be
+//! reached from the root. For a confined unit, systemd 252 makes a namespace, mounts a copy of all
+//! mounts over its root, and leaves the original tree beneath. A copy of that namespace has both
+//! trees. So the daemon also unmounts what lies beneath its root ([`let_go_beneath`]).
 //!
 //! Knows nothing of what the mounts are for.
 
@@ -41,15 +41,15 @@ use crate::platform::{Error, Result};
 
 /// Paths that the daemon and its libraries use.
 const NEEDED: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/etc", "/var/run", PRIVATE_DIRECTORY];
-/// Mounts of the kernel's own file systems below these stay. systemd covers the last one for a
-/// confined unit.
+/// Mounts of the kernel's own file systems at or below these paths stay. systemd mounts over the
+/// last one for a confined unit.
 const KERNEL: [&str; 4] = ["/proc", "/sys", "/dev", "/usr/lib/modules"];
 /// Environment variables with addresses of sockets that the daemon connects to.
 const ADDRESSES: [&str; 2] = ["DBUS_SYSTEM_BUS_ADDRESS", "NOTIFY_SOCKET"];
 
-/// The mount namespace of PID 1, where administrators mount things. Holding it keeps nothing busy
-/// that PID 1 would not. The daemon may have been started in another one, because systemd makes one
-/// for a confined unit.
+/// The mount namespace of PID 1, where administrators mount things. Holding it open keeps no mount
+/// busy that PID 1 does not keep busy anyway. The daemon may have been started in another
+/// namespace, because systemd makes one for a confined unit.
 pub(super) struct Origin {
     root: OwnedFd,
     namespace: File,
@@ -104,15 +104,15 @@ pub(super) fn leave() -> Result<Option<Origin>> {
     Ok(origin)
 }
 
-/// From now on mounts and unmounts below `root` stay in this namespace, and those of others do not
-/// reach it.
+/// From now on mounts and unmounts below `root` stay in this namespace, and those in other
+/// namespaces do not reach it.
 fn make_private(root: &Path) -> Result<()> {
     let nothing: Option<&str> = None;
     mount(nothing, root, nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .map_err(error("make mounts private under", root))
 }
 
-/// Lets go of all mounts in the table but those that stay, and returns their number.
+/// Detaches all mounts in the table except those that stay, and returns their number.
 ///
 /// # Errors
 /// When the table cannot be read.
@@ -131,15 +131,15 @@ fn let_go(stays: impl Fn(&MountEntry) -> bool) -> Result<usize> {
     Ok(count)
 }
 
-/// Lets go of the mounts beneath the root. The root covers them, so they have no paths. Therefore the
-/// tree of the root is copied, taken away, and put back afterwards. The namespace is new, so no other
+/// Detaches the mounts beneath the root. The root covers them, so they have no paths. Therefore the
+/// tree of the root is copied, detached, and put back afterwards. The namespace is new, so no other
 /// thread or process sees this.
 ///
 /// # Errors
-/// The tree of the root was taken away and could not be put back. The daemon cannot work without it.
+/// The tree of the root was detached and could not be put back. The daemon cannot work without it.
 fn let_go_beneath(root: &Path) -> Result<usize> {
     let take_away = || -> io::Result<Option<(OwnedFd, File)>> {
-        // Nothing lies beneath the lowest mount, and a namespace without it is of no use.
+        // Nothing lies beneath the lowest mount, and a namespace without it is useless.
         if mount_table::lowest_is_root()? {
             return Ok(None);
         }
@@ -156,7 +156,7 @@ fn let_go_beneath(root: &Path) -> Result<usize> {
             return Ok(0);
         }
     };
-    // Whoever enters a namespace gets the topmost mount at its root.
+    // A process that enters a namespace gets the topmost mount at its root.
     setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(error("go to what is beneath the root of", root))?;
     // The first call did not reach this tree.
     make_private(root)?;
@@ -190,7 +190,7 @@ fn open_origin() -> Result<Origin> {
 fn needed() -> Vec<PathBuf> {
     let fixed = NEEDED.into_iter().chain(PLACES.split(':')).map(PathBuf::from);
     let program = fs::read_link("/proc/self/exe").into_iter();
-    // A line ends with the path of the mapped file, if there is one.
+    // A line ends with the path of the mapped file, if the mapping has one.
     let mapped = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mapped = mapped.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
     let sockets = ADDRESSES.into_iter().filter_map(env::var_os).flat_map(|address| {

@@ -1,5 +1,6 @@
 //! LUKS children that outlive their daemon. Each holds a lock while it works, and the next daemon
-//! waits for that lock. Otherwise it would see device-mapper devices in the middle of a change.
+//! waits for that lock. Otherwise that daemon would see device-mapper devices in the middle of a
+//! change.
 //!
 //! The children notice that the daemon is gone and exit by themselves, at the latest after one step
 //! of a re-encryption job.
@@ -25,7 +26,7 @@ fn open() -> Option<File> {
 }
 
 /// Marks this process as a working child until the mark is dropped. `None` if the daemon's
-/// directory does not exist, as in tests; then nobody waits either.
+/// directory does not exist, as in tests; then no daemon waits either.
 pub(super) fn mark() -> Option<File> {
     open().filter(|file| flock(file, FlockOperation::NonBlockingLockShared).is_ok())
 }

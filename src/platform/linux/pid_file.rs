@@ -29,7 +29,7 @@ pub const EARLY_DAEMON: &str = "/run/stratisd-min.pid";
 pub const EARLY_PROGRAM: &str = "stratisd-min";
 /// Anyone who can read the file could lock it, so only root may.
 const MODE: u32 = 0o600;
-/// Longer than any process ID; a longer text is none.
+/// Longer than any process ID; a longer text is not a process ID.
 const TEXT_BYTES_MAX: u64 = 32;
 
 /// Why the lock cannot be taken.
@@ -40,7 +40,7 @@ pub enum PidFileError {
     Taken {
         /// The lock file.
         path: PathBuf,
-        /// The text of the file: supposedly the process ID.
+        /// The text of the file: normally the process ID.
         holder: String,
     },
     /// The holder did not release the lock.
@@ -110,7 +110,7 @@ impl PidFile {
 }
 
 /// Makes another daemon, `program`, release its lock: sends it SIGINT and waits up to `limit` for
-/// it to exit. Does not keep the lock. Does nothing if nobody holds it.
+/// it to exit. Does not keep the lock. Does nothing if no process holds it.
 ///
 /// # Errors
 /// [`PidFileError::Stays`] if the lock is still held at the end. [`PidFileError::Stranger`] if the
@@ -151,7 +151,7 @@ enum Interrupted {
 /// naming the same process even if its ID is reused, and becomes readable when it exits.
 fn interrupt(pid: Pid, program: &str, deadline: Instant) -> io::Result<Interrupted> {
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        // It exited in between.
+        // The process exited in between.
         Err(Errno::SRCH) => return Ok(Interrupted::Yes),
         other => other?,
     };
@@ -200,8 +200,8 @@ fn try_lock(file: &File, path: &Path) -> Result<bool, PidFileError> {
     }
 }
 
-/// Unlocks explicitly instead of by closing the file: a child that is just being started has it
-/// open too until its exec.
+/// Unlocks explicitly instead of by closing the file: until its exec, a child that is just being
+/// started has the file open too.
 fn unlock(file: &File) {
     // This fails only if nothing is locked.
     let _ = flock(file, FlockOperation::Unlock);
@@ -315,7 +315,8 @@ mod tests {
     #[test]
     fn the_holder_is_interrupted_and_waited_for() {
         let (_directory, path) = path();
-        // On SIGINT it first does something and then exits; the lock must stay taken until then.
+        // On SIGINT the process first does something and then exits; the lock must stay taken until
+        // then.
         let then = "trap \"echo -n done > $0.done; kill $!; exit 0\" INT; echo ready; wait";
         let mut child = holder(&path, "sleep 1000 > /dev/null &", then);
         take_over(&path, "bash", Duration::from_secs(3600)).unwrap();

@@ -8,7 +8,7 @@
 //!
 //! At its time limit a child is killed, together with everything that it started. A child that
 //! survives even that waits in the kernel, and nothing ends it before its device answers. The
-//! caller gets an error and goes on; [`reap`] collects the child when it exits. [`running`] lists
+//! caller gets an error and continues; [`reap`] collects the child when it exits. [`running`] lists
 //! all children, hung ones included.
 //!
 //! Knows nothing of what the programs are for.
@@ -307,24 +307,25 @@ impl Process {
         warn!("{} (process {process}) has been running for {} s", self.label, self.since.elapsed().as_secs());
     }
 
-    /// Kills the child and everything that it started, unless that set up its own session in turn.
+    /// Kills the child and everything that it started, except processes with a session of their
+    /// own.
     pub(super) fn kill(&mut self) {
         let Some(child) = &mut self.child else { return };
         self.killed.get_or_insert_with(Instant::now);
         let group = i32::try_from(child.id()).map(Pid::from_raw);
-        // The child leads its own session, so its process group has its ID. Nobody else gets that
-        // ID before the child is reaped.
+        // The child leads its own session, so its process group has its ID. No other group gets
+        // that ID before the child is reaped.
         if !group.is_ok_and(|group| killpg(group, Signal::SIGKILL).is_ok()) {
             let _ = child.kill();
         }
     }
 
-    /// Waits for the child to exit, for at most `limit`. `None`: it has not exited and is given up.
-    /// What it started is killed when it exits.
+    /// Waits for the child to exit, for at most `limit`. `None`: the child has not exited and is
+    /// given up. What the child started is killed when the child exits.
     pub(super) fn wait(mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
         let has_ended = match &self.end {
             Some(end) => wait::readable(end.as_fd(), Instant::now() + limit)?,
-            // There is no way to wait with a limit.
+            // Without a pidfd the wait cannot have a limit.
             None => true,
         };
         if !has_ended {
@@ -442,8 +443,8 @@ impl<'a> PipedChild<'a> {
         self.ended.or_else(|| self.deadline.into_iter().chain(self.notice).min())
     }
 
-    /// Does everything that is possible without blocking; `ready` says for each of its descriptors
-    /// whether it is ready. Returns how the child ended, once the child has ended.
+    /// Does everything that is possible without blocking; `ready` says for each of the child's
+    /// descriptors whether it is ready. Returns how the child ended, once it has ended.
     fn serve(&mut self, ready: &mut impl Iterator<Item = bool>, buffer: &mut [u8]) -> io::Result<Option<ChildEnd>> {
         let mut take = |there: bool| there && ready.next().unwrap_or(false);
         let told = take(self.input.is_some());

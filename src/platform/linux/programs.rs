@@ -1,4 +1,5 @@
-//! Programs: how they are found, and what becomes of their output. [`super::processes`] runs them.
+//! Programs: how they are found, and what is done with their output. [`super::processes`] runs
+//! them.
 
 use std::{
     collections::HashMap,

@@ -57,12 +57,12 @@ pub(super) fn keep_memory_locked() -> io::Result<()> {
         is(libc::SYS_munlock, 2)?,
         is(libc::SYS_munlockall, 1)?,
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW)?,
-        // With error 0, which means success.
+        // The filter returns errno 0, which means success.
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO)?,
     ];
     let count = libc::c_ushort::try_from(filter.len()).map_err(io::Error::other)?;
     let program = sock_fprog { len: count, filter: filter.as_mut_ptr() };
-    // Without this, a filter takes CAP_SYS_ADMIN.
+    // Without this setting, a filter requires CAP_SYS_ADMIN.
     prctl::set_no_new_privs()?;
     // SAFETY: `program` points to `count` instructions; both live until the call returns, and the
     // kernel keeps a copy.
@@ -104,7 +104,7 @@ mod tests {
     /// libcryptsetup used to unlock pages of the heap that still held a key.
     #[test]
     fn locked_pages_stay_locked() {
-        // In a thread of its own, because a filter cannot be removed.
+        // The test uses a thread of its own, because a filter cannot be removed.
         let group = Group::new(&["confined"]);
         let confined = || {
             let rights = ProtFlags::READ | ProtFlags::WRITE;

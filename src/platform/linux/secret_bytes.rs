@@ -9,12 +9,12 @@ use zeroize::Zeroizing;
 pub(super) struct SecretBytes(Zeroizing<Vec<u8>>);
 
 impl SecretBytes {
-    /// With capacity for this many bytes before they move.
+    /// An empty value with capacity for this many bytes before they move.
     pub(super) fn with_room(bytes: usize) -> SecretBytes {
         SecretBytes(Zeroizing::new(Vec::with_capacity(bytes)))
     }
 
-    /// Appends.
+    /// Appends bytes.
     pub(super) fn push(&mut self, more: &[u8]) {
         let length = self.0.len() + more.len();
         if length > self.0.capacity() {

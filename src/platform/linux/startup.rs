@@ -26,7 +26,7 @@ const RULES: [&str; 5] = [
 /// How long to wait for processes that still re-encrypt devices for an earlier daemon; a step takes
 /// about a second.
 const ORPHANS_LIMIT: Duration = Duration::from_secs(30);
-/// The command that a device-mapper rule runs when udev is done with a device.
+/// The command that a device-mapper rule runs when udev has processed a device.
 const COMPLETION: &str = "udevcomplete";
 
 impl Linux {
@@ -65,7 +65,7 @@ impl Linux {
 }
 
 /// Without udev, no device is found and no link is made. Without device-mapper's own rules, udev
-/// never reports back, and every wait for it would time out. Better to refuse at once.
+/// never reports back, and every wait for it would time out. So the daemon refuses at once.
 fn check_udev(runs: bool, directories: &[PathBuf]) -> Result<()> {
     if !runs {
         return Err(Error::Missing(

@@ -2,8 +2,8 @@
 //!
 //! The namespace of PID 1 comes first. Only if an open device is not mounted there, the other
 //! namespaces are searched: through one process of each, whose mounts are reached as
-//! `/proc/PROCESS/root`. No descriptor of a namespace is kept, because that would keep its mounts
-//! alive.
+//! `/proc/PROCESS/root`. The daemon keeps no descriptor of a namespace, because that would keep its
+//! mounts alive.
 //!
 //! Knows nothing of what is mounted.
 

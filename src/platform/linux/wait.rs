@@ -20,7 +20,7 @@ pub(super) fn readable(fd: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool
     poll_until(&mut fds, Some(deadline))
 }
 
-/// Waits until any of the descriptors is ready, at most until `deadline`; their `revents` tell
+/// Waits until any of the descriptors is ready, at most until `deadline`; their `revents` show
 /// which. `false` on timeout.
 ///
 /// # Errors
@@ -29,7 +29,8 @@ pub(super) fn any(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Resu
     poll_until(fds, deadline)
 }
 
-/// Sleeps. Only for conditions that the kernel does not announce; each caller bounds them.
+/// Sleeps. Only for conditions that the kernel does not announce; each caller limits the
+/// repetitions.
 pub(super) fn pause(length: Duration) {
     // A poll on nothing fails only by interruption, which `poll_until` handles, or if the kernel is
     // out of memory; the caller then checks again at once, which is harmless.

@@ -49,7 +49,7 @@ mod calls {
     nix::ioctl_write_ptr!(grow, b'X', 110, XfsGrowfsData);
 }
 
-/// Does the work if this program was started as such a child. `None` if not.
+/// Does the work if this program was started as such a child, otherwise returns `None`.
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
     if arguments.next()? != CHILD {

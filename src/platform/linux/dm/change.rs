@@ -129,7 +129,7 @@ pub(super) struct Punctuality {
 
 impl Punctuality {
     /// Makes a change and waits until udev has processed it. If udev is late, gives up the wait and
-    /// creates or removes the node itself, which is all that users of the device need.
+    /// creates or removes the node itself: users of the device need nothing else.
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -139,7 +139,7 @@ fn change(
     let mut luks = LoadedLuksDevice::load(device)?;
     let json = luks.json()?;
     let adds = changes.iter().any(|change| matches!(change, SentChange::AddKeyslot(_)));
-    // Only with the passphrase can the library tell the volume key.
+    // Only with the passphrase can the library return the volume key.
     let unlock = unlock.filter(|_| adds);
     let mut memory = Bytes(0);
     if let Some(unlock) = unlock {

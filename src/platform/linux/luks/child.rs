@@ -2,7 +2,7 @@
 //! daemon.
 //!
 //! The child makes its memory unreadable for other processes, reads one request, serves it,
-//! answers, and exits. The library's log goes to standard error. If the daemon is gone, the child
+//! answers, and exits. The library's log goes to standard error. If the daemon has ended, the child
 //! stops by itself: before a key derivation it exits, and a re-encryption job stops where the next
 //! one can resume. Termination signals have the same effect.
 
@@ -13,13 +13,13 @@ use nix::sys::prctl;
 use super::{calls, connection::DaemonConnection, fault::LuksFault, wire::CHILD};
 use crate::platform::linux::{orphans, secrecy};
 
-/// Gives way to all other processes. Key derivation loads all processors for seconds, and a
-/// re-encryption job for hours; other requests need little time, if they get it.
+/// The child yields to all other processes. Key derivation loads all processors for seconds, and a
+/// re-encryption job for hours; other requests need little processor time, but need it soon.
 const NICENESS: i32 = 10;
 
-/// Serves one request if this program was started as a LUKS2 child. Every program that uses
-/// [`Linux`](super::super::Linux) must call this before it reads arguments or starts threads.
-/// `None` if it was not.
+/// Serves one request if this program was started as a LUKS2 child, otherwise returns `None`. Every
+/// program that uses [`Linux`](super::super::Linux) must call this before it reads arguments or
+/// starts threads.
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
     if arguments.next()? != CHILD || arguments.next().is_some() {
@@ -48,7 +48,7 @@ fn serve() -> io::Result<()> {
     }
 }
 
-/// Keeps the secrets of this process in its memory, and lets other processes go first.
+/// Keeps the secrets of this process in its memory, and gives other processes precedence.
 fn prepare_process() -> io::Result<()> {
     // Not before exec, which would make the memory readable again.
     secrecy::no_core_dumps()?;

@@ -1,4 +1,5 @@
-//! The child's connection to the daemon: standard input and output, and the signals that end it.
+//! The child's connection to the daemon: standard input and output, and the signals that end the
+//! child.
 //!
 //! Knows the frames, but not what they ask for.
 
@@ -71,16 +72,16 @@ impl DaemonConnection {
         self.output.write_all(&wire::frame(answer, &secrets.iter().collect::<Vec<_>>()))
     }
 
-    /// Asks the daemon for this much memory and waits for permission. `false` if the daemon is gone
-    /// or has cancelled the request.
+    /// Asks the daemon for this much memory and waits for permission. `false` if the daemon has
+    /// ended or has cancelled the request.
     pub(super) fn may_use(&mut self, memory: Bytes) -> io::Result<bool> {
         self.say(&LuksAnswer::Needs(memory), &[])?;
         let mut word = [0];
         Ok(self.input.read(&mut word)? == 1 && word[0] == GO)
     }
 
-    /// Whether to stop: the daemon says so by closing the pipe, which also happens when it dies;
-    /// anyone else by a signal.
+    /// Whether to stop. The daemon requests a stop by closing the pipe, which also happens when it
+    /// dies; other processes send a signal.
     pub(super) fn is_to_stop(&self) -> bool {
         let mut fds = [PollFd::new(&self.input, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
         wait::any(&mut fds, Some(Instant::now())).unwrap_or(true)

@@ -1,5 +1,5 @@
-//! Interprets the JSON of a LUKS2 header by its published format, so that the state is known
-//! without key derivation.
+//! Interprets the JSON of a LUKS2 header by its published format, so that its state is known
+//! without a key derivation.
 //!
 //! Knows nothing of where the JSON comes from.
 
@@ -246,7 +246,7 @@ impl<'a> Metadata<'a> {
     pub(super) fn memory(&self, keyslot: Option<u32>) -> Result<Bytes, String> {
         let keyslots = numbered(self.json, "keyslots")?;
         let tried = keyslots.into_iter().filter(|(number, _)| keyslot.is_none_or(|only| only == *number));
-        // In KiB. Cheap derivations have no such member.
+        // The value is in KiB. Cheap derivations have no such member.
         let memory = tried.filter_map(|(_, keyslot)| keyslot.get("kdf")?.get("memory")?.as_u64()).max();
         Ok(Bytes(u128::from(memory.unwrap_or(0)) * 1024))
     }

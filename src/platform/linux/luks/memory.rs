@@ -86,10 +86,10 @@ mod tests {
             });
             drop(second);
             drop(first);
-            // There was room for five only once the six were released.
+            // Five bytes were free only once the six had been released.
             assert_eq!(told.recv().unwrap(), 5);
         });
-        // More than the limit, but alone.
+        // A request above the limit is granted when it is alone.
         let large = memory.take(Bytes(100));
         assert_eq!(*memory.used.lock(), Bytes(100));
         drop(large);

@@ -18,11 +18,11 @@
 //! | `reencrypt`, `steps`, `repair` | child | re-encryption jobs on a device in use |
 //! | `header`, `table` | child | what the JSON of a header says, and the table that follows from it |
 //!
-//! At an orderly stop, the engine tells re-encryption jobs to stop and waits for them. If the
-//! daemon dies, its end of the pipes closes, and the child exits at a point where that does no
-//! harm. A child that exceeds its time limit is killed, which does no harm either: recovery is the
-//! same as after a power cut. systemd kills only the daemon's main process (KillMode=process). At
-//! shutdown it sends SIGTERM to all processes, which a child treats as a request to stop.
+//! At an orderly stop, the engine stops the re-encryption jobs and waits for them. If the daemon
+//! dies, its end of the pipes closes, and the child exits at a point where that does no harm. A
+//! child that exceeds its time limit is killed, which does no harm either: recovery is the same as
+//! after a power cut. systemd kills only the daemon's main process (KillMode=process). At shutdown
+//! it sends SIGTERM to all processes, which a child treats as a request to stop.
 
 mod calls;
 pub mod child;
@@ -311,18 +311,18 @@ impl ChildCall<'_> {
         let process = child.id();
         let answered = connection.ask(&wire::frame(request, &secrets.0)).and_then(|()| connection.listen(&child));
         if answered.is_err() {
-            // It exceeded its time limit or sent something malformed. Whatever it is doing, it must
-            // stop.
+            // The child exceeded its time limit or sent something malformed. Whatever it is doing,
+            // it must stop.
             child.kill();
         }
         let ChildConnection { input, memory_grant, answer, errors, .. } = connection;
         drop((input, memory_grant));
-        // Reap it in any case, so that no zombie stays. A child that has answered exits as soon as
-        // its input closes.
+        // The child is reaped in any case, so that no zombie stays. A child that has answered exits
+        // as soon as its input closes.
         let patience = if answered.is_ok() { NOTICE } else { KILLED };
         let status = child.wait(patience).map_err(|fault| died(fault.to_string()))?;
         if answer.is_none() {
-            // If it was killed while it waited for udev, remove its cookie.
+            // If the child was killed while it waited for udev, remove its cookie.
             cookie::release(process, Duration::ZERO);
         }
         answered.map_err(|fault| died(fault.to_string()))?;
@@ -336,7 +336,7 @@ impl ChildCall<'_> {
                 Err(End::Answered(Error::Busy { name: self.device.to_string_lossy().into_owned() }))
             }
             Some((LuksAnswer::Failed(cause), _)) => {
-                // The library's message says more than its errno.
+                // The library's message is more specific than its errno.
                 let what = match programs::one_line(&errors.bytes) {
                     said if said.is_empty() => cause,
                     said => format!("{said} ({cause})"),
@@ -364,7 +364,7 @@ fn activity_of(request: &LuksRequest) -> Activity {
 struct ChildConnection<'a> {
     /// Process ID of the child.
     process: u32,
-    /// `None` once the child was told to stop.
+    /// `None` once the daemon has requested the child to stop.
     input: Option<ChildStdin>,
     output: Option<ChildStdout>,
     log: Option<ChildStderr>,
@@ -375,7 +375,7 @@ struct ChildConnection<'a> {
     /// The time limit and the deadline. The wait for memory does not count.
     limit: Option<Duration>,
     deadline: Option<Instant>,
-    /// When to log that it takes long.
+    /// When to log that the call takes long.
     notice: Option<Instant>,
     watch: Option<Watch<'a>>,
     progress: Option<Progress>,

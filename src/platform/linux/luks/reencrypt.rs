@@ -27,7 +27,7 @@ use crate::{
 /// that range waits as long.
 const STEP: Sectors = Sectors((64 << 20) / SECTOR);
 
-/// Starts or resumes a re-encryption job and runs it until it is complete or told to stop.
+/// Starts or resumes a re-encryption job and runs it until it is complete or must stop.
 pub(super) fn run(
     device: &Path,
     name: &str,
@@ -94,7 +94,7 @@ pub(super) fn run(
     // freed.
     let _ = mlockall(MlockAllFlags::CURRENT);
     let worked = steps(&mut luks, &mut |progress| {
-        // If the daemon is gone, stop.
+        // If the daemon has ended, stop.
         connection.say(&LuksAnswer::Progress(progress), &[]).is_err() || connection.is_to_stop()
     });
     drop(luks);

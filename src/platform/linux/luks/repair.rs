@@ -5,8 +5,8 @@
 //! key*, and that device is suspended: I/O to the hot zone waits in it until the data matches the
 //! table. If the job is killed now, that I/O waits for ever. It must not be released before the
 //! step is complete, because it has been encrypted with the new key already. The library completes
-//! a step only on a device that is not in use. So it gets another device for the same disk, which
-//! is not in use.
+//! a step only on a device that is not in use. So the child gives the library another device for
+//! the same disk, which is not in use.
 //!
 //! Knows device-mapper tables and headers, but not who uses the data.
 
@@ -34,7 +34,7 @@ use crate::{
 struct JobDeviceNames {
     overlay: String,
     hotzones: [String; 2],
-    /// Our own device, for completing a step.
+    /// The child's own device, for completing a step.
     other: String,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
             completed = complete(&mapper, &names, device, passphrase, stalled);
             if completed.is_err() && found.suspended {
                 // The waiting I/O must end, and can succeed neither with the old key nor with the
-                // new one, so let it fail.
+                // new one, so it is made to fail.
                 let length = Sectors(found.table.iter().map(|line| line.length.0).sum());
                 mapper.load(hotzone, &[foreign(Sectors(0), length, "error", String::new())])?;
             }
@@ -84,7 +84,8 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
         }
     }
     if completed.is_err() && half_written.is_some() {
-        // Half of the hot zone is written. Until it can be completed, nobody may use it.
+        // Half of the hot zone is written. Until the step is completed, nothing may use the hot
+        // zone.
         return completed;
     }
     let table = table(device, passphrase)?;
@@ -124,7 +125,7 @@ fn stalled_range(overlay: Option<&Device>, hotzone: &Device) -> Option<StalledRa
 }
 
 /// The hot zone in the header: the range that was being written. If the disk refused the write, the
-/// library has let I/O to the range fail, so that nothing waits.
+/// library has made I/O to the range fail, so that no I/O waits.
 fn half_written(luks: &mut LoadedLuksDevice) -> Result<Option<StalledRange>> {
     let segments = luks.segments()?;
     let first = segments.first().map_or(Sectors::ZERO, |segment| segment.offset);
@@ -155,7 +156,7 @@ fn complete(
 fn complete_on(other: &Path, passphrase: &[u8], stalled: StalledRange) -> Result<()> {
     let mut luks = LoadedLuksDevice::load(other)?;
     if half_written(&mut luks)?.is_some() {
-        // The step was writing: the library finds out block by block what was written.
+        // The step was writing: the library determines block by block what was written.
         begin(&mut luks, passphrase, CryptReencrypt::RECOVERY, Sectors::ZERO)?;
     } else if !is_done(&mut luks, stalled)? {
         // The step was reading: nothing was written.
@@ -194,7 +195,7 @@ fn is_done(luks: &mut LoadedLuksDevice, stalled: StalledRange) -> Result<bool> {
     let last = metadata.final_digest()?;
     let segments = metadata.segments()?;
     if !matches!(metadata.state(&segments)?, DataEncryption::Unfinished { .. }) {
-        // It was the last step.
+        // The interrupted step was the last one.
         return Ok(true);
     }
     let Some(first) = segments.first().map(|segment| segment.offset) else { return Ok(false) };
@@ -234,7 +235,7 @@ mod tests {
         assert_eq!(stalled_range(Some(&overlay(true, working())), &hotzone(true)), None);
         assert_eq!(stalled_range(Some(&overlay(false, between)), &hotzone(true)), None);
         assert_eq!(stalled_range(None, &hotzone(true)), None);
-        // In plaintext, as in a decryption.
+        // The range is in plaintext, as in a decryption.
         let decrypted = vec![Line::linear(Sectors(0), Sectors(8), HOTZONE, Sectors(0))];
         assert_eq!(
             stalled_range(Some(&overlay(false, decrypted)), &hotzone(true)).map(|seen| seen.length),

@@ -1,8 +1,8 @@
-//! A header for plaintext data that is in use: built elsewhere and written to the device when it is
-//! complete.
+//! A header for plaintext data that is in use: it is built elsewhere and written to the device when
+//! it is complete.
 //!
-//! It is built in anonymous memory (a memfd), so that no part of it stays behind after a failure.
-//! Knows nothing of the data.
+//! The header is built in anonymous memory (a memfd), so that no part of it stays behind after a
+//! failure. This module knows nothing of the data.
 
 use std::{
     collections::BTreeMap,

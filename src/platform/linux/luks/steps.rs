@@ -1,5 +1,5 @@
-//! The steps of a re-encryption job: one hot zone after the other, until told to stop. Knows neither
-//! which job it is nor why it stops.
+//! The steps of a re-encryption job: one hot zone after the other, until the job is complete or
+//! must stop. This module knows neither which job it is nor why it stops.
 
 use std::ffi::{c_int, c_void};
 

@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// The argument that marks a child; nothing that a user would type.
+/// The argument that marks a child. No user would type it.
 pub(super) const CHILD: &str = "--luks-child";
 /// The daemon's permission to use memory.
 pub(super) const GO: u8 = b'g';
@@ -64,7 +64,7 @@ pub(super) enum SentChange {
     RemoveToken(u32),
 }
 
-/// The request to a child; there is one in its life.
+/// The request to a child. A child gets one request in its life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum LuksRequest {
     Read {
