@@ -82,11 +82,11 @@ fn the_child_inherits_no_signals_or_environment() {
 
 #[test]
 fn the_child_has_only_three_descriptors() {
-    // Not close-on-exec, as a careless library would open it.
+    // The file is not close-on-exec, as a careless library would open it.
     let file = fs::File::open("/dev/null").unwrap();
     let careless = rustix::io::dup(&file).unwrap();
     assert!(!rustix::io::fcntl_getfd(&careless).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-    // The shell has closed the descriptor with which it lists them when it tests each.
+    // The shell has closed the descriptor of its directory listing by the time it tests each entry.
     let ended = shell("for fd in /proc/$$/fd/*; do [ ! -e $fd ] || echo ${fd##*/}; done");
     assert_eq!(text(&ended.output.bytes), "0\n1\n2\n");
 }
@@ -117,13 +117,13 @@ fn a_timeout_kills_the_whole_process_group() {
     assert_eq!((ended.end, text(&ended.output.bytes)), (ChildEnd::TimedOut, "begun\n"));
 }
 
-/// Such a child would hold a pipe open, and so block the caller, as long as it likes.
+/// Such a child would hold a pipe open and block the caller indefinitely.
 #[test]
 fn children_of_a_program_end_with_it() {
     let ended = shell("sleep infinity & echo $!");
     assert!(status(&ended).success());
     let stat = format!("/proc/{}/stat", text(&ended.output.bytes).trim());
-    // It has been killed. The loop ends when it is gone or a zombie.
+    // The child has been killed. The loop ends when the child is gone or a zombie.
     while fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z")) {
         std::thread::yield_now();
     }
@@ -168,20 +168,20 @@ fn running_programs_are_listed() {
     assert!(!is_listed());
 }
 
-/// A child that waits for a device in the kernel used to block its worker for ever.
+/// A child that waited for a device in the kernel used to block its worker for ever.
 #[test]
 fn an_unkillable_child_is_reaped_later() {
     let arguments = [OsStr::new("-c"), OsStr::new("sleep infinity")];
     let mut process = invocation(Path::new("/bin/sh"), &arguments, &[], None).start().unwrap();
     let pid = process.child.as_ref().unwrap().id();
-    // The parent never sees it exit, however often it kills it.
+    // The parent never sees the child exit, however often the parent kills it.
     let (silent, _open) = io::pipe().unwrap();
     process.end = Some(silent.into());
     process.kill();
     process.killed = Some(Instant::now() - KILLED);
     drop(process);
     assert!(CHILDREN.lock()[&pid].stuck.is_some());
-    // In truth it is dead, so the next listing reaps it.
+    // The child is in fact dead, so the next listing reaps it.
     while running().iter().any(|program| program.process == pid) {
         std::thread::yield_now();
     }

@@ -68,8 +68,8 @@ struct DescribedDisk {
     twins: Vec<PathBuf>,
 }
 
-/// Describes a machine. Methods that describe a disk apply to the last one added, or before the
-/// first one to disks that appear on demand.
+/// Describes a machine. Methods that describe a disk apply to the last disk added, or, before the
+/// first one is added, to disks that appear on demand.
 pub struct Builder {
     seed: u64,
     template: DiskShape,
@@ -149,7 +149,7 @@ impl Builder {
         self
     }
 
-    /// Logical sector size in bytes; raises the physical one to at least this.
+    /// Logical sector size in bytes; raises the physical sector size to at least this.
     pub fn logical(self, bytes: u32) -> Builder {
         self.shape(|shape| {
             shape.logical = bytes;
@@ -212,7 +212,7 @@ impl Builder {
         self
     }
 
-    /// Allows only the added disks; all other paths lead nowhere.
+    /// Allows only the added disks; all other paths lead to no device.
     pub fn only_these(mut self) -> Builder {
         self.on_demand = false;
         self
@@ -325,7 +325,8 @@ impl Builder {
             disks.add_alias(normal(alias), normal(target));
         }
         let clock = if self.real_clock { Clock::Real } else { Clock::logical() };
-        // Two generators, so that the use of one does not change the sequence of the other.
+        // The machine has two generators, so that the use of one does not change the sequence of
+        // the other.
         Sim(Arc::new(Simulation {
             machine: Mutex::new(MachineState::new(disks, self.key_servers, clock.clone(), self.seed)),
             changed: ChangeNotifier::default(),

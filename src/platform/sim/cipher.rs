@@ -58,7 +58,7 @@ impl Cipher {
         if *bytes == stream {
             return;
         }
-        // By words, because crypt devices spend most of their time here.
+        // The loop works by words, because crypt devices spend most of their time here.
         for (bytes, stream) in bytes.chunks_exact_mut(8).zip(stream.chunks_exact(8)) {
             let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("a chunk has 8 bytes"));
             bytes.copy_from_slice(&(word(bytes) ^ word(stream)).to_ne_bytes());
@@ -111,7 +111,7 @@ pub(super) struct Opened {
     pub(super) sector_size: u32,
     pub(super) before: Coding,
     pub(super) after: Coding,
-    /// Everything before this has the new encoding.
+    /// All data before this offset has the new encoding.
     pub(super) done: u64,
     pub(super) zone: Option<Zone>,
 }

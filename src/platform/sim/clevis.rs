@@ -12,8 +12,8 @@
 //!   that `clevis` writes. Its contents are bound to the pin's resource and to the header. No
 //!   elliptic curve is involved: the shared secret is a hash of the server's exchange key and a
 //!   salt in the header.
-//! - `sss` counts: each part holds the whole secret, and as many parts as the threshold says must
-//!   be decrypted.
+//! - `sss` counts only: each part holds the whole secret, and as many parts as the threshold says
+//!   must be decrypted.
 //!
 //! Knows nothing of LUKS2, nor why a client is trusted.
 
@@ -101,7 +101,7 @@ fn refuse<T>(with: impl Into<String>, what: impl Into<String>) -> Attempt<T> {
     Err(Problem::Refused(Refusal { with: with.into(), what: what.into(), late: false }))
 }
 
-/// As [`refuse`], at the client's timeout.
+/// Like [`refuse`], but after the client's timeout.
 fn give_up<T>(with: impl Into<String>, what: impl Into<String>) -> Attempt<T> {
     Err(Problem::Refused(Refusal { with: with.into(), what: what.into(), late: true }))
 }
@@ -118,7 +118,8 @@ pub(super) fn encrypt(sim: &Sim, pin: &str, config: &Value, trust: bool, passphr
     clevis::from_compact(&jwe).ok_or(Error::Unexpected { what: "the output of clevis", text: jwe })
 }
 
-/// In parallel: silent servers are waited for together, so their results come last.
+/// Decrypts in parallel: the client waits for all silent servers together, so their results come
+/// last.
 pub(super) fn decrypt_each(sim: &Sim, jwes: &[&Value], take: &mut dyn FnMut(usize, Result<Secret>) -> bool) {
     let mut late = Vec::new();
     for (number, jwe) in jwes.iter().enumerate() {
@@ -257,8 +258,7 @@ fn open(sim: &Sim, jwe: &str, depth: u32) -> Attempt<Zeroizing<Vec<u8>>> {
             let url = node["tang"]["url"].as_str().unwrap_or_default();
             let name = format!("tang ({url})");
             let generation = ask_tang(sim, CallKind::ClevisDecrypt, url)?;
-            // The server uses the keys that it has; if those in the header differ, so does the
-            // result.
+            // The server uses its present keys; if those in the header differ, so does the result.
             let here = exchanged(&advertised(url, generation), salt);
             let there = exchanged(&node["tang"]["adv"], salt);
             match here.filter(|_| here == there) {
@@ -355,7 +355,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
 /// A public key as a JSON Web Key.
 fn point(seed: &[u8], operation: Option<(&str, &str)>) -> Value {
     let coordinate = |name: &[u8]| {
-        // P-521: 66 bytes.
+        // A coordinate of P-521 has 66 bytes.
         let mut bytes = vec![0];
         (0..3_u8).for_each(|part| bytes.extend(hash(&[seed, name, &[part]])));
         BASE64URL_NOPAD.encode(&bytes[..66])
@@ -402,7 +402,7 @@ fn thumbprint(keys: &Value) -> Option<String> {
     let mut key = key_for(keys, "verify")?.as_object()?.clone();
     key.remove("alg");
     key.remove("key_ops");
-    // Sorted by name, as serde_json keeps them.
+    // The members are sorted by name, as serde_json keeps them.
     let text = serde_json::to_vec(&key).ok()?;
     Some(BASE64URL_NOPAD.encode(&Sha256::digest(text)))
 }

@@ -8,14 +8,14 @@
 //!   512-byte sector is independent, as each 16-byte block is in XTS, so a write that was torn
 //!   between sectors remains readable.
 //! - While a re-encryption job is unfinished, finished data has the new encoding and the rest the
-//!   old one. In between lies the hot zone, whose sector contents at its start are known (marks): a
-//!   sector that still has that content has the old encoding; any other sector, and zeros, have the
-//!   new one. So I/O to the zone need not wait, and after a power cut both kinds of sectors can be
-//!   told apart.
+//!   old one. In between lies the hot zone. The contents of its sectors at the start of the zone
+//!   are known (marks): a sector that still has that content has the old encoding; any other
+//!   sector, and zeros, have the new one. So I/O to the zone need not wait, and after a power cut
+//!   both kinds of sectors can be told apart.
 //! - The zone covers more than its data: ranges of zeros are in their final state from the start.
 //! - Until the marks are known to be on the disk, a write to the hot zone uses the old encoding and
 //!   ends the zone there; the rest is left to the next zone. Once the header that names the zone is
-//!   written, the first write flushes that header before it uses the new encoding.
+//!   written, the first write flushes that header before the write uses the new encoding.
 //! - Discards are not passed down, as without `allow_discards`.
 //!
 //! Knows nothing of headers, of passphrases, or of how a re-encryption job proceeds.
@@ -115,7 +115,7 @@ impl MachineState {
         let minor = self.dm_new(name, uuid)?;
         let below = opened.below;
         if let Err(errno) = self.check_below(minor, below) {
-            // Nobody can have it open yet.
+            // No process can have it open yet.
             let _ = self.dm_remove(name);
             return Err(errno);
         }
@@ -139,8 +139,8 @@ impl MachineState {
         self.events.dm_event();
     }
 
-    /// The first part of a device's range that may hold something other than zeros. At most 4 KiB
-    /// long, unless all of a longer part does.
+    /// The first part of a device's range that may hold something other than zeros. The part is at
+    /// most 4 KiB long, unless a longer part holds no zeros at all.
     pub(super) fn next_stored(&self, number: DeviceNumber, range: Range<u64>) -> IoResult<Option<Range<u64>>> {
         if range.is_empty() {
             return Ok(None);

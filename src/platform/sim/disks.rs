@@ -8,8 +8,8 @@
 //!   is never torn. The generator decides write by write.
 //! - A cached discard takes effect as a whole or not at all.
 //! - No disk is larger than the kernel supports, whatever a test asks for.
-//! - A disk that is pulled while devices lie on it keeps its number until none does, and that
-//!   number stays dead. The disk comes back with another number, under any node.
+//! - A disk that is pulled while devices lie on it keeps its number as long as one of them exists,
+//!   and that number stays dead. The disk comes back with another number, under any node.
 //! - A bad sector fails every read that touches it until it is written.
 //!
 //! Knows nothing of device-mapper, nor of what the bytes mean.
@@ -54,7 +54,7 @@ pub(super) struct Disk {
     pub(super) path: PathBuf,
     pub(super) number: DeviceNumber,
     pub(super) shape: DiskShape,
-    /// False while it is pulled.
+    /// `false` while the disk is pulled.
     pub(super) present: bool,
     current: Sparse,
     durable: Sparse,
@@ -251,9 +251,9 @@ impl DiskTable {
         number
     }
 
-    /// Reinserts a pulled disk under the node `path`. It gets a new number while something holds
-    /// its former one. Returns false if no pulled disk had the node `former`, or if a present disk
-    /// has the new one.
+    /// Reinserts a pulled disk under the node `path`. The disk gets a new number while something
+    /// holds its former one. Returns `false` if no pulled disk had the node `former`, or if a
+    /// present disk has the node `path`.
     pub(super) fn put_back(&mut self, former: &Path, path: PathBuf, is_held: impl Fn(DeviceNumber) -> bool) -> bool {
         let Some(index) = self.paths.get(former).copied().filter(|index| !self.disks[*index].present) else {
             return false;

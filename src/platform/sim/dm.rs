@@ -10,9 +10,9 @@
 //! - resume: no table at all, a line past the end of the device below or not of whole logical
 //!   sectors of it, a pool that shrank EINVAL. A failure after a load leaves the device suspended,
 //!   as in the kernel.
-//! - suspend: with flush it waits until no write of the device is queued in a thin pool that is out
-//!   of space; without flush such writes are requeued and wait for the resume. A file system that
-//!   cannot write its log shuts down, and the suspend fails.
+//! - suspend: with flush, the suspend waits until no write of the device is queued in a thin pool
+//!   that is out of space; without flush such writes are requeued and wait for the resume. A file
+//!   system that cannot write its log shuts down, and the suspend fails.
 //! - remove: open (a mount, another device's live or loaded table, a holder that a test simulates)
 //!   EBUSY; also the first times after a program or a mount closed the device.
 //! - message: no live table ENXIO, a target that takes none or malformed words EINVAL, a read-only
@@ -138,7 +138,7 @@ impl MachineState {
         if flush && self.xfs.is_mounted(number(minor)) {
             self.sync_file_system(number(minor))?;
         }
-        // As in the kernel, a failed commit shows in the pool's mode and not here.
+        // As in the kernel, a failed commit shows in the pool's mode and not in this result.
         let _ = self.commit_pool(minor);
         if let Some(device) = self.dm.device_mut(minor) {
             device.suspended = true;
@@ -224,7 +224,7 @@ impl MachineState {
         Ok(lines.iter().map(|line| self.status(minor, &line.target)).collect())
     }
 
-    /// Puts a pool into Fail mode, as when its metadata cannot even be read any more.
+    /// Puts a pool into Fail mode, as when even its metadata cannot be read any more.
     pub(super) fn fail_pool(&mut self, name: &str) -> Result<(), i32> {
         let minor = self.dm.minor_of(name)?;
         self.set_pool_mode(minor, PoolMode::Fail);

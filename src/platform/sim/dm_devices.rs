@@ -33,7 +33,7 @@ pub(super) struct DmDevice {
     /// The loaded table, which becomes live at the next resume.
     pub(super) waiting: Option<Vec<Line>>,
     pub(super) visibility: Visibility,
-    /// Number of removals that will still find it open, as while udev probes it.
+    /// Number of removals that will still find the device open, as while udev probes it.
     pub(super) holds: u32,
     /// Set for a crypt device; its table is made from this.
     pub(super) opened: Option<Opened>,

@@ -33,7 +33,7 @@ impl Flag {
     }
 
     fn raise(&self) {
-        // Fails only if the counter is full, and then the flag is raised.
+        // This fails only if the counter is full, and then the flag is raised.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
@@ -42,12 +42,12 @@ impl Flag {
     }
 
     pub(super) fn lower(&self) {
-        // Fails only if the flag is not raised.
+        // This fails only if the flag is not raised.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }
 
-/// Notified of everything that a thread or a descriptor may wait for.
+/// Notified of everything for which a thread or a descriptor may wait.
 #[derive(Default)]
 pub(super) struct ChangeNotifier {
     threads: Condvar,
@@ -85,7 +85,7 @@ struct DeviceShared {
 #[derive(Default)]
 struct UnreadEvents {
     events: VecDeque<DeviceEvent>,
-    /// Some events did not fit.
+    /// Some events did not fit into the queue.
     lost: bool,
     dead: bool,
 }
@@ -185,7 +185,7 @@ impl DeviceEvents for DeviceSource {
         }
         let event = queue.events.pop_front();
         if queue.events.is_empty() {
-            // Under the queue's lock, so that a concurrent event raises it again.
+            // Lowered under the queue's lock, so that a concurrent event raises the flag again.
             self.0.flag.lower();
         }
         Ok(event)

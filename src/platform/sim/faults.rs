@@ -7,16 +7,16 @@
 //!   write and flush of a LUKS device, every request to a Tang server or the TPM. Steps are
 //!   numbered from 0 in the order in which they start. `now`, `random`, `dm_node` and the event
 //!   sources cannot fail and do not count.
-//! - A planned failure strikes one step, before its effect (nothing happened) or after it (it
-//!   happened, but the caller gets an error). Whether the enclosing call undoes earlier steps is up
-//!   to that call, as on a machine.
+//! - A planned failure strikes one step, before its effect (the machine is unchanged) or after it
+//!   (the machine has changed, but the caller gets an error). Whether the enclosing call undoes
+//!   earlier steps is up to that call, as on a real machine.
 //! - A planned power cut strikes before the effect of its step. From then on every call fails with
 //!   `PowerCut`, including those that wait at a gate or for a suspended device, until the machine
 //!   is switched on again.
 //! - A planned kill of the process strikes before the effect of its step. From then on every call
 //!   fails without effect, even its own cleanup, until [`Faults::clear`], which stands for the next
 //!   process.
-//! - A planned breakdown starts with a step: from then on every change of something whose name
+//! - A planned breakdown starts with a step: from then on every change of an object whose name
 //!   contains a given text fails without effect, as on a disk that is gone, or on a machine that
 //!   has become read-only.
 //! - A program can be planned to end by a signal, at its time limit, or without having run
@@ -107,8 +107,7 @@ pub enum LuksCall {
 }
 
 impl CallKind {
-    /// Whether the call changes the machine. These are the steps at which a power cut is worth
-    /// trying.
+    /// Whether the call changes the machine. These are the steps at which a test cuts power.
     pub fn changes(self) -> bool {
         !matches!(
             self,
@@ -294,11 +293,11 @@ struct ControlState {
     struck: u64,
     /// Programs that will do nothing and exit with status 0.
     idle: Vec<Program>,
-    /// The same for growths of an XFS, by a text in the mount point.
+    /// Growths of an XFS that will do nothing and succeed, by a text in the mount point.
     idle_growths: Vec<String>,
     /// From this step on the process is dead.
     ends_at: Option<u64>,
-    /// From this step on, changes of anything whose name contains the text fail.
+    /// From this step on, changes of any object whose name contains the text fail.
     breaks: Option<(u64, String)>,
     record: Option<Vec<RecordedCall>>,
     gates: Vec<Arc<GateState>>,
@@ -418,7 +417,8 @@ impl Control {
                 CallKind::Run(program) | CallKind::ProgramWrite(program) => program_error(program, end),
                 other => other.failure(subject),
             }),
-            // Without the panic hook that prints it: a test has thousands of them.
+            // `resume_unwind` bypasses the panic hook, which would print the panic: a test has
+            // thousands.
             Some(PlannedFault::Panic) => std::panic::resume_unwind(Box::new(format!("planted at step {number}"))),
             Some(PlannedFault::CutPower) => {
                 state.off = true;
@@ -477,7 +477,7 @@ impl Control {
         self.state.lock().steps
     }
 
-    /// Whether the calling process is past its planned end.
+    /// Whether the calling process has reached its planned end.
     pub(super) fn has_ended(&self) -> bool {
         let state = self.state.lock();
         state.ends_at.is_some_and(|end| end <= state.steps)
@@ -509,7 +509,7 @@ impl Control {
 
 /// The process that makes the calls.
 pub(super) trait CallingProcess {
-    /// Ends it: the kernel takes back what it holds.
+    /// Ends the process: the kernel takes back what the process holds.
     fn end(&self);
 }
 
@@ -554,7 +554,7 @@ impl<'a> Faults<'a> {
         self.control.state.lock().ends_at = Some(step);
     }
 
-    /// From step `step` on, makes every change of something whose name contains `part` fail without
+    /// From step `step` on, makes every change of an object whose name contains `part` fail without
     /// effect. Links do not count as changes of the machine.
     pub fn break_from(&self, step: u64, part: &str) {
         self.control.state.lock().breaks = Some((step, part.to_owned()));
@@ -583,7 +583,7 @@ impl<'a> Faults<'a> {
     }
 
     /// Makes the kernel refuse the next device-mapper step of a kind whose subject contains
-    /// `subject`, as it would again.
+    /// `subject`. The kernel would refuse a retry, too.
     pub fn refuse_next(&self, call: CallKind, subject: &str) {
         self.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::Refuse));
     }
@@ -624,7 +624,7 @@ impl<'a> Faults<'a> {
     }
 }
 
-/// Holds calls of one kind until it is opened. Dropping it opens it.
+/// Holds calls of one kind until the gate is opened. Dropping the gate opens it.
 #[must_use = "a gate that is dropped is open"]
 pub struct Gate {
     control: Arc<Control>,
@@ -632,7 +632,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Lets everything through, from now on.
+    /// Lets all calls through, from now on.
     pub fn open(&self) {
         let mut state = self.control.state.lock();
         self.state.inner.lock().open = true;

@@ -1,4 +1,4 @@
-//! I/O that does not complete: it has failed, or waits for something. Knows nothing of devices.
+//! I/O that does not complete: it has failed, or waits for an event. Knows nothing of devices.
 
 use nix::libc;
 

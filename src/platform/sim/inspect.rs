@@ -1,4 +1,4 @@
-//! What a test can do to the machine and read from it, beyond the platform's calls.
+//! What a test can do to the machine and read from it, in addition to the platform's calls.
 
 use std::{
     ops::Range,
@@ -44,7 +44,7 @@ impl Snapshot {
     }
 }
 
-/// What is set up on the machine. After everything was taken down, nothing should be left.
+/// What is set up on the machine. After everything was taken down, this must be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leftovers {
     /// Names of device-mapper devices.
@@ -100,7 +100,7 @@ impl Sim {
         self.0.flush_waits.load(Ordering::Relaxed)
     }
 
-    /// Number of calls that asked udev for links so far.
+    /// Number of calls so far that requested links from udev.
     pub fn announcements(&self) -> u64 {
         self.0.announcements.load(Ordering::Relaxed)
     }
@@ -170,7 +170,7 @@ impl Sim {
         done.ok_or_else(|| Error::NoDevice { path: path.to_owned() })
     }
 
-    /// Plugs in a new disk, or a pulled one again, which keeps its contents and size (see
+    /// Plugs in a new disk, or plugs in a pulled one again, which keeps its contents and size (see
     /// [`Sim::replug_disk`]).
     ///
     /// # Errors
@@ -362,7 +362,7 @@ impl Sim {
         store.map(|store| store.damaged = true).ok_or_else(|| Error::NoDevice { path: node.to_owned() })
     }
 
-    /// Thin device numbers of a running pool; `None` if it is no pool.
+    /// Thin device numbers of a running pool; `None` if the device is not a pool.
     pub fn thin_ids(&self, pool: &str) -> Option<Vec<u32>> {
         let machine = self.0.machine.lock();
         let run = machine.dm.pool(machine.dm.by_name(pool)?)?;

@@ -4,9 +4,9 @@
 //! maps a block at its first write and copies it if it is shared. A cache writes through, so its
 //! origin always has the data. A flush of a thin device commits its pool. A pool without free data
 //! blocks queues writes for [`NO_SPACE_TIMEOUT`] of the machine's clock and then fails them until
-//! it has space again. A pool without free metadata blocks (not counting the reserve) notices at
-//! its next commit: reads and writes to mapped blocks go on, its status is `ro`, and it needs no
-//! check. Metadata I/O of a pool does not wait for its metadata device.
+//! it has space again. A pool without free metadata blocks (not counting the reserve) notices this
+//! at its next commit: reads and writes to mapped blocks continue, its status is `ro`, and it needs
+//! no check. Metadata I/O of a pool does not wait for its metadata device.
 
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
@@ -139,7 +139,7 @@ impl MachineState {
         for (hop, part) in self.hops(number, offset..end, libc::ENOSPC, Patience::Wait)? {
             match hop {
                 Hop::Device(below, at) => self.discard_at(below, at, part.len() as u64)?,
-                // Not passed down.
+                // Crypt devices do not pass discards down.
                 Hop::Crypt { .. } => {}
                 Hop::Thin { pool, id, offset } => {
                     let store = self.pool_store(pool)?;
@@ -148,7 +148,7 @@ impl MachineState {
                     let run = self.dm.pool(pool).filter(|run| run.mode <= PoolMode::OutOfData);
                     match run.and_then(|run| self.thin.get_mut(&run.key)) {
                         Some(store) if !blocks.is_empty() => store.unmap(id, blocks),
-                        // Discards are advice.
+                        // A discard is only a hint, so its errors do not matter.
                         _ => {}
                     }
                 }
@@ -388,7 +388,8 @@ impl MachineState {
             }
         }
         if self.thin.get(&key).is_some_and(|store| store.current.free_metadata() == 0) {
-            // Nothing is aborted and nothing needs a check: more metadata space is all it takes.
+            // Nothing is aborted and nothing needs a check: the pool needs only more metadata
+            // space.
             self.set_pool_mode(pool, PoolMode::OutOfMetadata);
         }
         let free = self.thin.get(&key).map_or(0, |store| store.current.free_data());
@@ -434,7 +435,7 @@ impl MachineState {
         }
     }
 
-    /// Writes and flushes on the kernel's own behalf.
+    /// Writes and flushes on behalf of the kernel itself.
     pub(super) fn write_durably(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8]) -> IoResult {
         self.write_at(number, offset, bytes, Patience::Pass)?;
         self.flush(number, Patience::Pass)
@@ -448,7 +449,7 @@ impl MachineState {
                 Hop::Device(below, at) => self
                     .next_stored(below, at..at + part.len() as u64)?
                     .map(|found| from + (found.start - at)..from + (found.end - at)),
-                // Contents are not examined.
+                // The contents of thin and crypt devices are not examined.
                 Hop::Thin { .. } | Hop::Crypt { .. } => Some(from..from + part.len().min(4096) as u64),
             };
             if found.is_some() {

@@ -1,4 +1,4 @@
-//! The Tang servers and the TPM: which keys they have, and what trouble. The rules are in `clevis`.
+//! The Tang servers and the TPM: their keys and their faults. The rules are in `clevis`.
 
 use std::collections::BTreeMap;
 

@@ -2,14 +2,14 @@
 //! activates crypt devices.
 //!
 //! Rules:
-//! - A header has two copies (`luks_header`). An update writes one, flushes, writes the other,
-//!   flushes, and starts with a copy that is not valid if there is one. So at a power cut the
-//!   header is either the old or the new one. The binary part of a new header is written last, so
-//!   that no valid header exists before it is complete.
+//! - A header has two copies (`luks_header`). An update writes one copy, flushes, writes the other,
+//!   and flushes again. If one copy is invalid, the update starts with that one. So at a power cut
+//!   the header is either the old or the new one. The binary part of a new header is written last,
+//!   so that no valid header exists before it is complete.
 //! - The area of each keyslot holds the volume key, masked with a hash of the passphrase and the
-//!   keyslot's salt. The digest of the key tells whether it is right. Both are one round of
-//!   SHA-256: fast, and as strict as the real ones. A destroyed keyslot first leaves the header,
-//!   and then its area is overwritten.
+//!   keyslot's salt. The digest of the key shows whether the key is right. Both are one round of
+//!   SHA-256: fast, and as strict as the real ones. A destroyed keyslot is first removed from the
+//!   header, and then its area is overwritten.
 //! - During a re-encryption job, the header takes no other change (libcryptsetup refuses too).
 //! - A LUKS device has at most one crypt device. Only while its encryption is unfinished may it
 //!   already be in use, by users of its plaintext.

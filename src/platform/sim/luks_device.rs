@@ -90,8 +90,8 @@ impl<'a> SimulatedLuksDevice<'a> {
         });
         if up.is_err() && !self.sim.0.control.has_ended() {
             let mut machine = self.sim.machine()?;
-            // It may have come up nevertheless. Leave a device of that name alone if it is another
-            // one.
+            // The crypt device may be active nevertheless. A device of that name that is not this
+            // crypt device stays.
             if self.minor(&machine, name).is_some() {
                 let _ = machine.dm_remove(name);
                 self.sim.0.changed.notify_all();
@@ -419,7 +419,7 @@ pub(super) fn header_on(machine: &MachineState, number: DeviceNumber) -> Option<
     }
 }
 
-/// A header whose passphrase nobody knows.
+/// A header whose passphrase is unknown.
 pub(super) fn foreign() -> Vec<u8> {
     let uuid = "5f3a2d0c-6b1e-4c58-9a77-0d9e8f7a6b5c".to_owned();
     let mut header = StoredHeader::new(luks_header::SIZES[0], 1 << 20, uuid, 16 << 20, 512);

@@ -32,7 +32,7 @@ pub(super) const MAGIC_SECOND: [u8; 6] = *b"SKUL\xba\xbe";
 const VERSION: u16 = 2;
 const CHECKSUM: Range<usize> = 448..512;
 const STRIPES: u64 = 4000;
-/// Size of a keyslot's area, as the real one has it with its anti-forensic stripes.
+/// Size of a keyslot's area: as in a real header, which stores anti-forensic stripes.
 const AREA: u64 = (VOLUME_KEY_BYTES as u64 * STRIPES).next_multiple_of(4096);
 const CIPHER: &str = "aes-xts-plain64";
 const BACKUP_PREVIOUS: &str = "backup-previous";
@@ -389,7 +389,7 @@ impl StoredHeader {
                 keyslots.retain(|known| known.as_str() != Some(&name));
             }
         }
-        // A digest without keyslots and segments serves nothing.
+        // A digest without keyslots and segments has no use.
         self.json.digests.retain(|_, digest| !digest.keyslots.is_empty() || !digest.segments.is_empty());
         Some(keyslot.area().range())
     }
@@ -403,8 +403,8 @@ impl StoredHeader {
         self.json.keyslots.values().find_map(area)
     }
 
-    /// Starts a re-encryption job. Its keyslot gets the highest free number, out of the way of
-    /// others.
+    /// Starts a re-encryption job. Its keyslot gets the highest free number, so that low numbers
+    /// stay free.
     pub(super) fn begin(
         &mut self,
         mode: ReencryptionMode,
@@ -490,7 +490,7 @@ impl StoredHeader {
             StoredMode::Decrypt => ReencryptionMode::Decrypt,
         };
         let (before, after) = (flagged(BACKUP_PREVIOUS)?, flagged(BACKUP_FINAL)?);
-        // The finished segments come before the hot zone and the rest.
+        // The finished segments precede the hot zone and the rest.
         let in_use = || segments.iter().filter(|(_, s)| !s.has(BACKUP_PREVIOUS) && !s.has(BACKUP_FINAL));
         let end = |segment: &StoredSegment| match segment.size.as_str() {
             "dynamic" => Some(u64::MAX),

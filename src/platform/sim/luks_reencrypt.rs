@@ -11,9 +11,9 @@
 //! 4. rewrite its sectors, if they still have the noted contents;
 //! 5. record in the header that it is done.
 //!
-//! After an interruption between 3 and 5, step 4 is repeated by the next one that opens the LUKS
-//! device or resumes the job. After any interruption, the active crypt device serves all data. The
-//! rules of `luks` for headers apply here too.
+//! If a job is interrupted between 3 and 5, step 4 is repeated when the LUKS device is next opened
+//! or the job resumed. After any interruption, the active crypt device serves all data. The rules
+//! of `luks` for headers apply here too.
 //!
 //! Knows nothing of who uses the data.
 
@@ -226,7 +226,7 @@ impl Run<'_> {
         loop {
             let live = self.live()?;
             if let Some((marks, end)) = live.zone {
-                // Another job was cut short in it, so the header may not be durable yet.
+                // Another job was interrupted in this zone, so the header may not be durable yet.
                 let minor = self.minor;
                 self.device.act(|machine| {
                     machine.flush(self.device.number, Patience::Wait)?;
@@ -260,7 +260,7 @@ impl Run<'_> {
         self.device.refused(LuksCall::Reencrypt, "its crypt device is gone")
     }
 
-    /// Tells the active crypt device about the job.
+    /// Passes the progress of the job to the active crypt device.
     fn adopt(&self) -> Result<()> {
         let header = self.loaded.header.data();
         let mut machine = self.device.sim.machine()?;
@@ -270,7 +270,7 @@ impl Run<'_> {
             opened.after = self.keys.after.clone();
             opened.done = header.unfinished.map_or(0, |unfinished| unfinished.done);
         }
-        // Nobody relies on a zone that is only noted.
+        // No I/O relies on a zone that is only noted.
         opened.zone = opened.zone.take().filter(|zone| !matches!(zone.phase, Phase::Noted));
         machine.crypt_changed(self.minor);
         Ok(())
@@ -355,7 +355,7 @@ impl Run<'_> {
                 }
                 true
             })?;
-            // If not, the zone has just been written to.
+            // Otherwise the zone has just been written to.
             if named {
                 return Ok(Some(end));
             }

@@ -1,8 +1,8 @@
 //! The whole state of the simulated machine, and its power.
 //!
-//! One value behind one mutex, which is a leaf: nothing waits while it is held. Rules of a power
-//! cut: disks keep what was durable and, of the rest, what the generator chooses. Pools go back to
-//! their last commit. Device-mapper devices, mounts, links and event sources are lost.
+//! One value behind one mutex, which is a leaf: no thread waits while it holds the mutex. Rules of
+//! a power cut: disks keep what was durable and, of the rest, what the generator chooses. Pools go
+//! back to their last commit. Device-mapper devices, mounts, links and event sources are lost.
 
 use std::{
     collections::BTreeMap,
@@ -133,7 +133,7 @@ impl MachineState {
         self.powered = false;
         for pool in self.dm.pool_minors() {
             if self.chance.random() {
-                // The kernel's periodic commit has just happened.
+                // Stands for the kernel's periodic commit, which has just happened.
                 let _ = self.commit_pool(pool);
             }
         }

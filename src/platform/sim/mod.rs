@@ -1,16 +1,16 @@
 //! A machine in memory: `stratisd --sim` runs on it, and so does every proof about faults and power
 //! cuts.
 //!
-//! It does everything that [`Platform`](super::Platform) asks, or refuses with the error of a
-//! kernel. The rules and their limits are at the top of each file: disks (`disks`), device-mapper
-//! (`dm`, `thin`, `io`), file systems (`xfs`), programs (`programs`), udev (`udev`, `events`),
-//! power (`machine`), steps and faults (`faults`), LUKS2 (`luks`, `luks_device`, `luks_header`,
-//! `luks_reencrypt`, `crypt`), Clevis (`clevis`).
+//! The machine does everything that [`Platform`](super::Platform) requires, or refuses with the
+//! error of a kernel. The rules and their limits are at the top of each file: disks (`disks`),
+//! device-mapper (`dm`, `thin`, `io`), file systems (`xfs`), programs (`programs`), udev (`udev`,
+//! `events`), power (`machine`), steps and faults (`faults`), LUKS2 (`luks`, `luks_device`,
+//! `luks_header`, `luks_reencrypt`, `crypt`), Clevis (`clevis`).
 //!
-//! What a part of the machine holds stands below `machine` (`disks`, `dm_devices`, `pool_run`,
-//! `thin`, `cipher`, `xfs`, `udev_queue`, `key_servers`). What it does stands above, in methods of
-//! the one [`MachineState`], so every part sees every other: `dm`, `targets`, `io`, `crypt`,
-//! `mounts`, `udev`.
+//! The state of each part of the machine is defined below `machine` (`disks`, `dm_devices`,
+//! `pool_run`, `thin`, `cipher`, `xfs`, `udev_queue`, `key_servers`). The behaviour is defined
+//! above it, in methods of the one [`MachineState`], so that every part can use every other: `dm`,
+//! `targets`, `io`, `crypt`, `mounts`, `udev`.
 //!
 //! In short: any absolute path is a large sparse disk that appears when it is first used, unless
 //! the machine has only the given disks. Bytes pass through the table stack down to the disks.
@@ -20,7 +20,8 @@
 //! Limit of waiting: I/O that waits for a suspended device or a full pool fails with ETIMEDOUT
 //! after [`STALL_MAX`], so that a mistake shows as an error instead of a test that never ends.
 //!
-//! Knows nothing of pools, plans and requests, and nothing real but the clock and eventfds.
+//! This module knows nothing of pools, plans and requests. The real clock and eventfds are the only
+//! real things that it uses.
 
 mod builder;
 mod cipher;
@@ -108,7 +109,7 @@ struct Simulation {
     slow_calls: AtomicU64,
     /// Number of rounds of flushes; flushes of several devices in the same round count once.
     flush_waits: AtomicU64,
-    /// Number of calls that asked udev for links.
+    /// Number of calls that requested links from udev.
     announcements: AtomicU64,
     /// Running programs, numbered.
     running: Mutex<BTreeMap<u64, (String, Instant)>>,
@@ -122,7 +123,8 @@ impl Sim {
         if machine.powered { Ok(machine) } else { Err(Error::PowerCut) }
     }
 
-    /// Runs one step: waits at gates, counts it, fails if planned, takes effect.
+    /// Runs one step: waits at gates, counts the step, fails if planned, and otherwise takes
+    /// effect.
     fn step<T>(&self, call: CallKind, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
         let _running = call.is_program().then(|| {
             self.note_slow_call();
@@ -160,7 +162,7 @@ impl Sim {
             machine.give_up_waiting();
             let acted = act(&mut machine);
             if std::mem::take(&mut was_queued) {
-                // A suspend may wait until this I/O has been served.
+                // A suspend may be waiting until this I/O is served.
                 self.0.changed.notify_all();
             }
             let incomplete = match acted {
@@ -224,7 +226,7 @@ impl Sim {
         self.machine()?.node(path).ok_or_else(|| Error::NoDevice { path: path.to_owned() })
     }
 
-    /// A device was open for writing and is closed: udev probes it again.
+    /// Notes that a device that was open for writing is closed: udev probes it again.
     fn written(&self, number: DeviceNumber) -> Result<()> {
         let mut machine = self.machine()?;
         machine.left(number);
@@ -361,7 +363,7 @@ impl AnnouncedLinks {
     /// The missing links, and whether to stop waiting for them.
     fn look(&self, machine: &MachineState) -> (Vec<PathBuf>, bool) {
         let missing = || self.wanted.iter().filter(|((link, number), _)| machine.udev.link(link) != Some(*number));
-        // A link that was made and is gone will not come back: something newer removed it.
+        // A link that was made and is gone will not come back: a newer event removed it.
         let may_come = missing().any(|(_, announcement)| machine.udev.may_come(*announcement));
         let over = !machine.powered || machine.boot != self.boot;
         (missing().map(|((link, _), _)| link.clone()).collect(), over || !may_come)

@@ -95,7 +95,7 @@ impl MachineState {
             });
             match synced {
                 Ok(()) => {}
-                // A dead device does not stay mounted. What could not be written is lost.
+                // A dead device does not stay mounted. Changes that could not be written are lost.
                 Err(Incomplete::Errno(_)) => self.lose_files(device, key),
                 Err(wait) => return Err(wait),
             }

@@ -76,7 +76,7 @@ impl Platform for Sim {
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
         let (_, number) = self.node(path)?;
         self.io(CallKind::Read, &text(path), |machine| {
-            // Check first, so that a wrong length is not allocated.
+            // Checked first, so that no memory is allocated for a wrong length.
             let end = offset.checked_add(length as u64).ok_or(Incomplete::Errno(libc::EINVAL))?;
             if machine.size_of(number).is_none_or(|size| end > size) {
                 return Err(Incomplete::Errno(libc::EIO));
@@ -132,8 +132,7 @@ impl Platform for Sim {
     }
 
     fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
-        // Look it up instead of remembering it: a create that fails after its effect has made the
-        // device too.
+        // Looked up, not remembered: a create that fails after its effect has made the device too.
         let was_there = self.machine()?.dm.by_name(name).is_some();
         let made = self
             .dm(CallKind::DmCreate, name, |machine| machine.dm_new(name, uuid))
@@ -141,7 +140,7 @@ impl Platform for Sim {
             .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm_devices::number(minor)));
         if made.is_err() && !was_there && !self.0.control.has_ended() {
             let mut machine = self.machine()?;
-            // The device may not exist. What is below it may be removed now.
+            // The device may not exist. The devices below it may be removed now.
             let _ = machine.dm_remove(name);
             self.0.changed.notify_all();
         }
@@ -155,7 +154,7 @@ impl Platform for Sim {
     fn dm_suspend(&self, name: &str, flush: bool) -> Result<()> {
         let failed = |errno| dm_error(CallKind::DmSuspend, name, errno);
         if flush && self.machine()?.is_thin_named(name) {
-            // Waits for the writes queued in a full pool.
+            // The call waits for the writes queued in a full pool.
             self.note_slow_call();
         }
         self.step(CallKind::DmSuspend, name, || {
@@ -219,8 +218,8 @@ impl Platform for Sim {
         running.iter().map(program).collect()
     }
 
-    /// Always 0: device-mapper changes do not wait for udev here, and waits for links check for
-    /// themselves what is missing.
+    /// Always 0: in the simulation, device-mapper changes do not wait for udev, and waits for links
+    /// check by themselves which are missing.
     fn unanswered_udev_events(&self) -> u64 {
         0
     }

@@ -49,7 +49,7 @@ impl PoolFeatures {
         Ok(features)
     }
 
-    /// In the kernel's order.
+    /// The arguments in the kernel's order.
     pub(super) fn words(self) -> Vec<String> {
         [
             (!self.zero_new_blocks, "skip_block_zeroing"),
@@ -72,7 +72,8 @@ pub(super) struct PoolRun {
     pub(super) data: DeviceNumber,
     pub(super) features: PoolFeatures,
     pub(super) mode: PoolMode,
-    /// When it stops queueing writes, if it is out of data space and queues them.
+    /// The time at which the pool stops queueing writes, if it is out of data space and queues
+    /// them.
     pub(super) gives_up_at: Option<Duration>,
     pub(super) low_water: u64,
     pub(super) low_water_triggered: bool,

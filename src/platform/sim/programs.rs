@@ -5,11 +5,12 @@
 //! a step. The versions are those of Debian 12 (xfsprogs 6.1, thin-provisioning-tools 0.9).
 //!
 //! mkfs.xfs writes the superblock, a copy of it at the start of each allocation group, the end of
-//! the device, and a log in the middle, of which only the start of each MiB is written here. This
-//! maps as many blocks of a thin pool as the real program, 545 for a file system of 1 TiB.
+//! the device, and a log in the middle. Of the log, the simulation writes only the start of each
+//! MiB. This maps as many blocks of a thin pool as the real program, 545 for a file system of 1
+//! TiB.
 //!
-//! xfs_db refuses in words only: while the log needs a replay, it does not write a UUID, but exits
-//! with status 0.
+//! xfs_db reports a refusal only in its output: while the log needs a replay, xfs_db does not write
+//! a UUID, but exits with status 0.
 
 use std::path::Path;
 
@@ -135,7 +136,7 @@ impl Sim {
         const STRETCH: u64 = 1 << 20;
         let groups = xfs::groups(size);
         let group = size / groups / xfs::BLOCK * xfs::BLOCK;
-        // Behind the headers of the middle group.
+        // The log lies behind the headers of the middle group.
         let log = groups / 2 * group + 8 * xfs::BLOCK;
         let stretches = xfs::log_bytes(size) / STRETCH;
         self.step(CallKind::ProgramWrite(PROGRAM), &number.to_string(), || {
@@ -182,7 +183,7 @@ impl Sim {
         }
         let held = match held {
             Ok(contents) => contents.superblock.is_some() || contents.partitions > 0,
-            // Reported below, where waiting is possible.
+            // The error is reported below, where waiting is possible.
             Err(_) => false,
         };
         if held && !arguments.has("-f") {
@@ -196,7 +197,7 @@ impl Sim {
         let key = self.machine()?.new_key();
         let sector = Superblock { uuid, blocks: size / xfs::BLOCK, key, dirty: false }.encode();
         self.program_write_layout(number, size, &sector)?;
-        // The first sector last, because it makes the device a file system.
+        // The first sector is written last, because it makes the device a file system.
         self.machine()?.xfs.new_files(key);
         self.program_write(PROGRAM, number, 0, &sector)?;
         self.program_flush(PROGRAM, number)?;

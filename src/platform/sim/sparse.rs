@@ -49,8 +49,8 @@ impl Sparse {
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         for (page, part, from) in parts(offset, bytes.len() as u64) {
             let source = &bytes[from..from + part.len()];
-            // Compare as a whole: simulated disks would spend most of their time in a loop over
-            // bytes.
+            // Compared as a whole: in a loop over bytes, simulated disks would spend most of their
+            // time.
             let zeros = *source == ZEROS[..source.len()];
             if zeros && !self.pages.contains_key(&page) {
                 continue;
@@ -63,12 +63,12 @@ impl Sparse {
         }
     }
 
-    /// Zeros a range. The cost depends on what was stored there, not on the length.
+    /// Zeros a range. The cost depends on the stored pages in the range, not on its length.
     pub(super) fn zero(&mut self, offset: u64, length: u64) {
         let end = offset + length;
         let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
         if first >= last {
-            // No whole page: at most the ends of two.
+            // The range contains no whole page: it covers at most the ends of two.
             for (page, part, _) in parts(offset, length) {
                 self.write(page * PAGE + part.start as u64, &ZEROS[..part.len()]);
             }

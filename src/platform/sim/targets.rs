@@ -234,8 +234,8 @@ impl MachineState {
                     let Some(run) = self.dm.pool_mut(minor) else { continue };
                     run.tables -= 1;
                     if run.tables == 0 {
-                        // Commit what is not committed yet, as the kernel's last worker run does.
-                        // If that fails, the mappings go back to the last commit.
+                        // Commits the open transaction, as the kernel's last worker run does. If
+                        // that fails, the mappings go back to the last commit.
                         let lost = self.commit_pool(minor).is_err();
                         let key = self.dm.pool(minor).map(|run| run.key);
                         match key.and_then(|key| self.thin.get_mut(&key)) {
@@ -289,8 +289,8 @@ impl MachineState {
     }
 
     /// What a thin pool does before it resumes: takes its arguments and the new sizes of its
-    /// devices. A new table makes it try to write again, whatever it was out of. The old table
-    /// keeps its mode, except that a larger metadata device ends the lack of metadata space.
+    /// devices. A new table makes the pool try to write again, whatever it lacked before. The old
+    /// table keeps the mode, except that a larger metadata device ends the lack of metadata space.
     pub(super) fn pre_resume(&mut self, minor: u32, is_new: bool) -> Result<(), i32> {
         let Some(Line { length, target: Target::ThinPool { metadata, low_water, features, .. }, .. }) =
             self.dm.active(minor).first()
@@ -325,7 +325,7 @@ impl MachineState {
         let wanted = match mode {
             PoolMode::Fail => PoolMode::Fail,
             _ if is_new && features.read_only => PoolMode::ReadOnly,
-            // It cannot write again before a check.
+            // The pool cannot write again before a check.
             PoolMode::Write if !sound => PoolMode::ReadOnly,
             _ if is_new && sound => PoolMode::Write,
             PoolMode::OutOfMetadata if more_metadata => PoolMode::Write,
@@ -388,7 +388,7 @@ impl MachineState {
         let held = if meta.held_root { "1" } else { "-" };
         let check = if meta.needs_check { "needs_check" } else { "-" };
         let threshold = metadata_threshold(self.metadata_blocks(metadata));
-        // The trailing space is the kernel's.
+        // The kernel also prints the trailing space.
         format!(
             "{} {}/{} {}/{} {held} {mode} {discard} {no_space} {check} {threshold} ",
             meta.transaction,

@@ -5,13 +5,13 @@
 //! - The mappings are kept here instead of as B-trees on the metadata device. The device's first
 //!   sector names them, so they are found exactly where that sector is found. A zeroed first block
 //!   means a new pool.
-//! - A block is shared while more than one device maps it. (The kernel goes by times and also
+//! - A block is shared while more than one device maps it. (The kernel compares times, and also
 //!   copies blocks that were shared once.)
 //! - Metadata use is a formula, [`Meta::used_metadata`]: it grows with the mappings, but is not the
 //!   kernel's number. A tenth of the metadata blocks, 4096 at most, is reserved as in the kernel,
 //!   and the status counts the reserve as used.
-//! - The kernel commits once a second on its own. Here, at a power cut, the generator decides for
-//!   each pool whether that has just happened.
+//! - The kernel commits once a second by itself. Here, at a power cut, the generator decides for
+//!   each pool whether such a commit has just happened.
 //!
 //! Pure: knows nothing of devices, suspended tables or power. Persistent maps make commits free.
 
@@ -56,7 +56,7 @@ pub(super) struct Meta {
     used: u64,
     /// Metadata blocks that a test has used up, as mappings would.
     pub(super) taken: u64,
-    /// No block from here on was ever used.
+    /// No block from this one on was ever used.
     frontier: u64,
     /// Free blocks below the frontier.
     freed: OrdSet<u64>,
@@ -184,7 +184,7 @@ impl Meta {
     /// A free data block, which stays free until it is mapped. Blocks that the last commit still
     /// uses are not given out, so that a return to that commit finds its data. Formerly used blocks
     /// come first: new devices then find old data in them, and a long-lived machine does not keep
-    /// everything ever written.
+    /// everything that was ever written.
     fn free_block(&self, committed: &Meta) -> Option<u64> {
         let unused = |block: &u64| *block >= committed.frontier || committed.freed.contains(block);
         let again = self.freed.iter().copied().find(unused);

@@ -70,7 +70,7 @@ impl MachineState {
             // Four entries of 16 bytes from byte 446; the type is at offset 4, 0 for none.
             found.table = Some((0..4).filter(|entry| first[446 + entry * 16 + 4] != 0).count() as u32);
         }
-        // As libblkid: a header without its first copy still counts.
+        // As in libblkid, a header without its first copy still counts.
         found.luks |= !found.xfs && found.table.is_none() && luks_device::has_second_copy(self, number);
         Ok(found)
     }
@@ -212,7 +212,7 @@ impl MachineState {
                 self.udev.make_link(announcement.link(), announcement.number);
                 Ok(())
             }
-            // Not the announced filesystem, or none: the rule makes no link.
+            // The device holds another filesystem or none: the rule makes no link.
             _ => Ok(()),
         }
     }

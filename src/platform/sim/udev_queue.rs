@@ -1,4 +1,5 @@
-//! What udev has done and has still to do: links, announcements, events. The rules are in `udev`.
+//! The work that udev has done and has still to do: links, announcements, events. The rules are in
+//! `udev`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -16,7 +17,7 @@ pub(super) struct Udev {
     pub(super) announced: u64,
     /// Numbers of the announcements that have not been processed, including lost ones.
     pub(super) unanswered: BTreeSet<u64>,
-    /// Announcements wait.
+    /// Announcements are held back.
     pub(super) held: bool,
     /// Number of announcements still to lose.
     pub(super) to_lose: u32,

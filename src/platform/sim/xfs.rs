@@ -96,7 +96,7 @@ impl Superblock {
         let size = self.blocks.saturating_mul(BLOCK);
         sector[88..92].copy_from_slice(&(groups(size) as u32).to_be_bytes());
         sector[96..100].copy_from_slice(&((log_bytes(size) / BLOCK) as u32).to_be_bytes());
-        // In the part of the sector that XFS does not use.
+        // The key lies in the part of the sector that XFS does not use.
         sector[400..416].copy_from_slice(&self.key);
         sector[416] = u8::from(self.dirty);
         sector

@@ -50,7 +50,7 @@ fn a_tang_token_names_its_server() {
     assert_eq!(BASE64URL_NOPAD.encode(&Sha256::digest(text)), sim.tang_thumbprint(URL));
     assert!(!jwe.to_string().contains("hunter2"));
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");
-    // It survives a power cut, and each encryption differs.
+    // The JWE survives a power cut, and each encryption gives another one.
     sim.cut_power();
     sim.power_on();
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");
@@ -66,7 +66,7 @@ fn trust_is_given_or_proved() {
     let (action, with, what) = refusal(encrypt(json!({"url": URL, "thp": sim.tang_thumbprint("http://other")})));
     assert_eq!((action, with.as_str()), ("encrypt", "tang (http://tang.example:7500)"));
     assert!(what.contains("thumbprint"));
-    // With an advertisement, no server is asked.
+    // With an advertisement, no server is contacted.
     sim.set_all_tang(Some(Trouble::Down));
     let adv = sim.tang_advertisement(URL);
     let jwe = encrypt(json!({"url": URL, "adv": adv.clone()})).unwrap();
@@ -157,7 +157,7 @@ fn a_shared_secret_needs_its_threshold_of_parts() {
         .collect();
     assert_eq!(pins, ["sss", "tang", "tang"]);
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");
-    // Two of three parts, and either part of the inner one.
+    // Two of three parts suffice, and either part of the inner secret.
     sim.set_tang(urls[0], Some(Trouble::Down));
     sim.set_tpm(Some(Trouble::Down));
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");

@@ -43,7 +43,7 @@ fn bad_tables_are_refused_and_leave_nothing() {
         (linear(nowhere, 0, 8), ENXIO),
         (linear(number(&sim, "/dev/ro"), 0, 8), EACCES),
         (linear(number(&sim, "/dev/used"), 0, 8), EBUSY),
-        // The kernel detects this one at the resume.
+        // The kernel detects this error at the resume.
         (linear(disk, size - 8, 16), EINVAL),
     ];
     for (table, expected) in cases {
@@ -271,7 +271,7 @@ fn events_are_reported_until_armed_again() {
     assert_eq!(event(), before + 1);
     assert!(readable(events.fd()));
     events.arm().unwrap();
-    // Out of space is the next event, reported once.
+    // The next event reports that the pool is out of space, once.
     for _ in 0..2 {
         assert!(write(&sim, "fs", 3 * BLOCK, b"4").is_err());
         assert_eq!(event(), before + 2);

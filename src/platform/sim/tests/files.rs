@@ -105,8 +105,8 @@ fn files_stay_with_the_device() {
     sim.unmount("m").unwrap();
     sim.dm_remove("mdv").unwrap();
 
-    // The same bytes under another device: the same files. Other bytes: none. Formatted again:
-    // empty.
+    // The same bytes under another device give the same files, other bytes none. After a new format
+    // there are no files.
     create(&sim, "again", &linear(disk, 0, 1 << 20));
     sim.mount(&sim.dm_node("again"), "n", "").unwrap();
     assert_eq!(sim.read_file("n/filesystems/a.json").unwrap(), b"3");
@@ -136,12 +136,12 @@ fn a_snapshot_needs_its_log_replayed() {
     sim.dm_create("snap", "snap", &thin_table(pool, 1, 1 << 31), Visibility::Public).unwrap();
     let command = format!("-c uuid {OTHER}");
     let words = ["-x", &command, "/dev/mapper/snap"];
-    // It prints the refusal and exits successfully.
+    // xfs_db prints the refusal and exits successfully.
     assert!(sim.run(Program::XfsDb, &words).unwrap().contains("in a log which needs to"));
     assert_eq!(uuid(&sim, "/dev/mapper/snap").as_deref(), Some(UUID));
     assert_eq!(errno(sim.mount(&sim.dm_node("snap"), "t", "")), EINVAL);
     sim.mount(&sim.dm_node("snap"), "t", "nouuid").unwrap();
-    // A snapshot would share the files of its origin: refused.
+    // A snapshot would share the files of its origin, so file calls on it are refused.
     assert_eq!(errno(sim.list_files("t")), EOPNOTSUPP);
     sim.unmount("t").unwrap();
     sim.run(Program::XfsDb, &words).unwrap();

@@ -21,7 +21,7 @@ use crate::{
 
 pub(super) const DISK: &str = "/dev/a";
 pub(super) const NAME: &str = "opened";
-/// As for a version 1 pool, but with a smaller keyslots area.
+/// The layout of a version 1 pool, but with a smaller keyslots area.
 pub(super) const LAYOUT: HeaderLayout =
     HeaderLayout { metadata: Bytes(0x4000), keyslots: Bytes(4 << 20), data_offset: Sectors(16384), sector_size: None };
 pub(super) const DATA: u64 = 16384 * 512;
@@ -140,7 +140,7 @@ fn a_crypt_device_transforms_its_data() {
     };
     assert_eq!(device.table, [Line { start: Sectors(0), length: Sectors(size.0 - 16384), target }]);
     assert!(sim.hold(Path::new(DISK)).is_err_and(|error| error.is_busy()));
-    // At any offset and length; unwritten data reads as zeros.
+    // I/O works at any offset and length; unwritten data reads as zeros.
     write(&sim, NAME, 1000, b"something").unwrap();
     write(&sim, NAME, 4096, &[7; 1024]).unwrap();
     assert_eq!(read(&sim, NAME, 998, 13), b"\0\0something\0\0");
@@ -269,7 +269,7 @@ fn keyslots_and_tokens_are_changed_one_by_one() {
     let add = || HeaderChange::AddKeyslot(new_keyslot(3, &three));
     assert!(said(change(None, &[add()])).contains("takes a passphrase"));
     assert!(matches!(change(Some(with(&no)), &[add()]), Err(Error::WrongKey { .. })));
-    // Up to the first that fails.
+    // The changes are made up to the first that fails.
     let changes = [
         HeaderChange::RemoveToken(7),
         HeaderChange::RemoveToken(7),
@@ -304,7 +304,7 @@ fn two_volume_keys_coexist() {
     let made = sim.luks_change(Path::new(DISK), Some(with(&one)), &changes).unwrap();
     assert_eq!((made.keyslots, made.state), ([0, 1, 2, 3].into(), DataEncryption::Encrypted));
     let at = |keyslot| sim.luks_open(Path::new(DISK), None, Unlock { passphrase: &one, keyslot: Some(keyslot) });
-    // It does not open the device yet.
+    // The next key does not open the device yet.
     assert!(at(0).is_ok() && is_wrong_key(at(2)));
     let destroy = |number| HeaderChange::DestroyKeyslot(number);
     sim.luks_change(Path::new(DISK), None, &[destroy(2), destroy(3)]).unwrap();
@@ -460,7 +460,7 @@ fn half_written_changes_stay() {
     assert!((1..30).contains(&torn), "{torn}");
 }
 
-/// A new header is there completely or not at all.
+/// A new header is either complete or absent.
 #[test]
 fn a_new_header_appears_atomically() {
     for purpose in [FormatPurpose::New, FormatPurpose::Encrypt] {
@@ -555,7 +555,7 @@ fn keys_end_with_the_process_or_power() {
     assert_eq!(keys(&sim), (false, false));
 }
 
-/// With `cryptsetup` installed: it can read the headers.
+/// If `cryptsetup` is installed, it can read the headers.
 #[test]
 #[ignore = "needs cryptsetup"]
 fn cryptsetup_reads_the_headers() {

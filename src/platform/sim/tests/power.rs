@@ -85,7 +85,7 @@ proptest! {
         let left = sim.read(Path::new("/dev/a"), base, SECTORS * SECTOR).unwrap();
         prop_assert!(model.admits(&left));
         prop_assert!(!model.is_settled() || left == seen);
-        // And it stays so.
+        // A second power cut changes nothing.
         sim.cut_power();
         sim.power_on();
         prop_assert!(sim.read(Path::new("/dev/a"), base, SECTORS * SECTOR).unwrap() == left);
@@ -139,8 +139,8 @@ fn large_sectors_are_not_torn() {
     }
 }
 
-/// A replaced file is the old or the new one, at whatever step power is cut and whatever survives;
-/// once the call has returned, it is the new one.
+/// A replaced file is the old or the new one, at whatever step power is cut and whatever survives.
+/// Once the call has returned, it is the new one.
 #[test]
 fn a_replaced_file_is_old_or_new() {
     let (mut old, mut new) = (0, 0);

@@ -20,7 +20,7 @@ use crate::{
 const MODES: [ReencryptionMode; 3] =
     [ReencryptionMode::Encrypt, ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt];
 
-/// Offsets of the writes: near, far, within a page and across pages.
+/// Offsets of the writes: close together, far apart, within a page and across pages.
 const PLACES: [u64; 8] = [0, 1536, 4096, 8192, 20_480, 1 << 20, (1 << 20) + 512, 1 << 39];
 
 /// The content written there, the same in each of its sectors.
@@ -147,10 +147,10 @@ fn a_job_completes_on_a_device_in_use() {
         });
         assert!(matches!(ended, Ok(ReencryptionEnd::Finished)), "{ended:?}");
         let seen = seen.into_inner();
-        // Before the start, too.
+        // The job also reports its progress before it starts.
         assert_eq!(seen[0], seen[1]);
         assert!(seen[1..].windows(2).all(|pair| pair[0].done < pair[1].done));
-        // From nothing to all, with one zone for each of seven non-zero pages.
+        // The progress runs from nothing to all, with one zone for each of seven non-zero pages.
         assert_eq!((seen.len(), seen[1].done, seen[8].done), (9, Bytes(0), seen[1].total));
         check(&sim, 1, "afterwards");
         check_finished(&sim, mode, "afterwards");
@@ -208,8 +208,8 @@ fn impossible_jobs_are_refused() {
     assert!(said(Begin::Decrypt).contains("not encrypted"));
 }
 
-/// A job stops when told and resumes where it was, also on a device that was taken down and opened
-/// again. With two volume keys, the passphrase must open both.
+/// A job stops on request and resumes at the same place, also on a device that was taken down and
+/// opened again. With two volume keys, the passphrase must open both.
 #[test]
 fn a_job_stops_and_resumes() {
     for mode in MODES {
@@ -304,8 +304,8 @@ fn writes_after_an_interruption_survive() {
         for strike in [Strike::Kill, Strike::FailAfter] {
             strike_each(mode, strike, 3, |sim, at| {
                 check(sim, 1, at);
-                // Every second place, and some of its sectors only, so that old and new are
-                // neighbours.
+                // Writes go to every second place, and only to some of its sectors, so that old and
+                // new sectors are neighbours.
                 let some: Vec<u64> = PLACES.into_iter().step_by(2).collect();
                 for place in &some {
                     write(sim, NAME, *place, &contents(*place, 2)).unwrap();
@@ -318,7 +318,7 @@ fn writes_after_an_interruption_survive() {
                 };
                 check_mixed("at once");
                 flush(sim, NAME);
-                // Unflushed writes are there or not.
+                // Each unflushed write has either survived or not.
                 let last = PLACES[1];
                 write(sim, NAME, last, &contents(last, 3)).unwrap();
                 sim.cut_power();
@@ -334,7 +334,7 @@ fn writes_after_an_interruption_survive() {
     }
 }
 
-/// Unflushed writes after an interruption are there or not, sector by sector.
+/// After an interruption, each sector of an unflushed write has either survived or not.
 #[test]
 fn unflushed_writes_survive_or_are_lost() {
     for mode in MODES {
@@ -355,7 +355,7 @@ fn unflushed_writes_survive_or_are_lost() {
     }
 }
 
-/// As the next process does: the device is active, and the job resumes.
+/// Does what the next process does: the device is active, and the job resumes.
 #[test]
 fn another_process_resumes_a_killed_job() {
     for mode in MODES {
@@ -420,7 +420,7 @@ fn other_io_is_not_held_up() {
     });
 }
 
-/// Zeros that a power cut may still undo are no gap to skip.
+/// Zeros that a power cut may still undo must not be skipped.
 #[test]
 fn unflushed_zeros_are_not_skipped() {
     for seed in 0..20 {
@@ -436,7 +436,7 @@ fn unflushed_zeros_are_not_skipped() {
     }
 }
 
-/// The default number of steps is about the number of cuts that proofs use.
+/// The default number of steps is about the number of power cuts that the proofs use.
 #[test]
 fn a_filled_device_gives_a_thousand_steps() {
     let sim = prepared(Sim::builder().build(), ReencryptionMode::Encrypt);

@@ -47,7 +47,7 @@ fn a_fault_strikes_its_step_only() {
             let failed: Vec<usize> = (0..outcomes.len()).filter(|i| outcomes[*i].is_err()).collect();
             assert_eq!(failed, [k as usize]);
             assert_eq!((sim.faults().struck(), sim.steps()), (1, total));
-            // Before: no effect. After: the effect is there.
+            // A fault before the step leaves no effect; a fault after it leaves the effect.
             if sim.trace()[k as usize].call == CallKind::Write {
                 let held = sim.read(Path::new("/dev/a"), 0, 3).unwrap();
                 assert_eq!(held == b"one", after);
@@ -100,7 +100,7 @@ fn a_fault_strikes_the_next_matching_call() {
     assert_eq!(sim.faults().struck(), 1);
 }
 
-/// Everything that a run shows.
+/// Everything that a test can observe of a run.
 fn history(seed: u64) -> (Vec<RecordedCall>, Vec<[u8; 16]>, Timestamp, Snapshot) {
     let sim = Sim::builder().seed(seed).record().build();
     let pool = stack(&sim, 5000, "skip_block_zeroing");
@@ -137,7 +137,7 @@ fn the_logical_clock_advances_per_reading() {
     assert_eq!(sim.now().seconds, 5);
 }
 
-/// Two formats overlap: both wait at the gate at once, and other calls go on meanwhile.
+/// Two formats overlap: both wait at the gate at once, and other calls continue meanwhile.
 #[test]
 fn a_gate_holds_its_calls_only() {
     let sim = Sim::builder().build();
@@ -168,7 +168,7 @@ fn power_and_dropping_open_a_gate() {
         assert!(gate.wait_for(1, LIMIT));
         sim.cut_power();
         sim.power_on();
-        // It belonged to the time before the power cut.
+        // The held call belonged to the time before the power cut.
         assert!(matches!(held.join().unwrap(), Err(Error::PowerCut)));
         let held = scope.spawn(flush);
         assert!(gate.wait_for(2, LIMIT));
@@ -188,7 +188,7 @@ fn a_power_cut_ends_delays() {
     });
 }
 
-/// A hung program used to be invisible.
+/// A hung program used to be missing from the list of running programs.
 #[test]
 fn a_hung_program_is_listed() {
     let sim = Sim::builder().build();

@@ -32,12 +32,12 @@ fn snapshots_share_until_a_write() {
     assert_eq!(used(&sim), 3);
     assert_eq!(read(&sim, "origin", 10, 8), b"new head");
     assert_eq!(read(&sim, "snap", 10, 8), b"old head");
-    // The rest of the copied block came along.
+    // The rest of the copied block was copied too.
     assert_eq!(read(&sim, "origin", BLOCK - 4, 8), b"end.next");
-    // Each is at its place on the disk: one block has the old text, another the new.
+    // Both blocks are on the disk: one has the old text, another the new.
     let (old, new) = (find(&sim, b"old head", 10, 100), find(&sim, b"new head", 10, 100));
     assert_eq!((old.len(), new.len()), (1, 1));
-    // No longer shared: written in place.
+    // The block is no longer shared, so it is written in place.
     write(&sim, "snap", 10, b"snapshot").unwrap();
     assert_eq!(used(&sim), 3);
     assert_eq!(find(&sim, b"snapshot", 10, 100), old);
@@ -130,7 +130,7 @@ fn a_full_pool_queues_writes_until_it_grows() {
         let writer = scope.spawn(|| write(&sim, "fs", 0, &vec![7; 3 * BLOCK as usize]));
         assert!(sim.wait_for_stalled(1, LIMIT));
         assert!(sim.dm_status("pool").unwrap()[0].contains(" 2/2 - out_of_data_space "));
-        // As the engine does.
+        // The test extends the pool as the engine does.
         let (metadata, data) = (sim.dm_find("meta").unwrap().unwrap().number, sim.dm_find("data").unwrap().unwrap());
         sim.dm_suspend("pool", true).unwrap();
         sim.dm_load("data", &linear(number(&sim, "/dev/a"), METADATA.0, 4 * 2048)).unwrap();
@@ -168,7 +168,7 @@ fn mappings_follow_the_metadata_device() {
     for name in ["fs", "pool", "data", "meta"] {
         sim.dm_remove(name).unwrap();
     }
-    // Elsewhere: new and empty.
+    // On another device, the mappings are new and empty.
     let disk = number(&sim, "/dev/a");
     let metadata = create(&sim, "meta", &linear(disk, 1 << 25, METADATA.0));
     let data = create(&sim, "data", &linear(disk, METADATA.0, 100 * 2048));
@@ -177,7 +177,7 @@ fn mappings_follow_the_metadata_device() {
     for name in ["pool", "data", "meta"] {
         sim.dm_remove(name).unwrap();
     }
-    // Where it was: all there.
+    // On the former device, all mappings are there.
     let pool = stack(&sim, 100, "");
     assert_eq!(sim.thin_ids("pool"), Some(vec![3]));
     sim.dm_create("fs", "fs", &thin_table(pool, 3, 8), Visibility::Public).unwrap();
@@ -185,7 +185,7 @@ fn mappings_follow_the_metadata_device() {
     for name in ["fs", "pool"] {
         sim.dm_remove(name).unwrap();
     }
-    // First block zeroed: new and empty.
+    // If the first block is zeroed, the mappings are new and empty.
     write(&sim, "meta", 0, &[0; 4096]).unwrap();
     let numbers = ["meta", "data"].map(|name| sim.dm_find(name).unwrap().unwrap().number);
     create(&sim, "pool", &pool_table(numbers[0], numbers[1], 100, 1, ""));
@@ -224,7 +224,7 @@ fn a_cut_keeps_messages_and_flushed_blocks() {
     assert!(lost > 0 && kept > 0, "{lost} lost, {kept} kept");
 }
 
-/// A commit with another cause also makes the data of its mappings durable: a mapping never leads
+/// A commit with another cause also makes the data of its mappings durable: a mapping never refers
 /// to lost bytes.
 #[test]
 fn a_committed_mapping_has_its_data() {
@@ -263,7 +263,7 @@ fn a_dead_metadata_device_stops_the_pool() {
     assert_eq!(errno(sim.dm_message("pool", "create_thin 1")), EOPNOTSUPP);
 }
 
-/// Large filesystems cost only what is written to them.
+/// A large filesystem costs only what is written to it.
 #[test]
 fn a_thousand_large_filesystems_cost_little() {
     let sim = Sim::builder().build();

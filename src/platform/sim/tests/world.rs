@@ -1,4 +1,4 @@
-//! Disks as they come and go, and what udev makes of them.
+//! Disks that come and go, and how udev reports them.
 
 use std::path::PathBuf;
 
@@ -161,7 +161,8 @@ fn devices_on_a_pulled_disk_fail() {
     create(&sim, "x", &linear(number(&sim, "/dev/a"), 0, 8));
     sim.pull_disk(Path::new("/dev/a")).unwrap();
     assert_eq!(errno(write(&sim, "x", 0, b"x")), EIO);
-    // A disk that comes back does not revive the devices on it: the kernel sees another device.
+    // A disk that comes back does not revive the devices on it: the kernel treats it as another
+    // device.
     let before = number(&sim, "/dev/b");
     sim.add_disk(Path::new("/dev/a"), Sectors(1)).unwrap();
     assert!(number(&sim, "/dev/a").minor > before.minor);
@@ -212,10 +213,10 @@ fn links_follow_announcements() {
     assert_eq!(sim.announce(std::slice::from_ref(&one)).unwrap().wait(LIMIT), Vec::<PathBuf>::new());
     assert_eq!(link("one"), Some(one.number));
     assert_eq!(sim.find_device(&one.link()).unwrap().number, one.number);
-    // Another name: the former link is removed.
+    // With another name, the former link is removed.
     sim.announce(&[announcement("two")]).unwrap();
     assert_eq!((link("one"), link("two")), (None, Some(one.number)));
-    // Another filesystem than the one on the device: no link.
+    // For another filesystem than the one on the device, no link is made.
     let wrong = Announcement { filesystem: FsUuid::from_random(sim.random()), ..announcement("three") };
     sim.announce(&[wrong]).unwrap();
     assert_eq!((link("three"), link("two")), (None, Some(one.number)));
@@ -239,7 +240,7 @@ fn links_can_be_late_or_lost() {
     sim.lose_links(1);
     let pending = sim.announce(&[announcement("lost")]).unwrap();
     assert_eq!(pending.wait(Duration::ZERO), [announcement("lost").link()]);
-    // udev cannot probe a suspended device; it does so after the resume.
+    // udev cannot probe a suspended device; it probes the device after the resume.
     sim.dm_suspend(DEVICE, true).unwrap();
     let pending = sim.announce(&[announcement("then")]).unwrap();
     assert_eq!(sim.link(&announcement("then").link()), None);
@@ -248,7 +249,7 @@ fn links_can_be_late_or_lost() {
 }
 
 /// If a filesystem was destroyed or renamed before its creator checked for the link, the creator
-/// used to wait to the limit, 10 s.
+/// used to wait until the limit, 10 s.
 #[test]
 fn no_wait_for_a_link_that_is_superseded() {
     let forever = Duration::from_secs(3600);
@@ -300,7 +301,7 @@ fn a_held_device_is_exclusive() {
     let hold = sim.hold(path).unwrap();
     assert!(sim.hold(path).unwrap_err().is_busy());
     assert!(sim.dm_create("x", "x", &table, Visibility::Private).unwrap_err().is_busy());
-    // Its holder can use it.
+    // The holder of the device can use it.
     sim.write(path, &[WriteStep::At(0, b"x")]).unwrap();
     drop(hold);
     let hold = sim.hold(path).unwrap();
