@@ -1,5 +1,6 @@
-//! The watchers as threads, over a simulated machine. The test plays the engine: it takes tasks
-//! from the channel, and dropping a task ends it. Only a lost event reaches a time limit.
+//! The watchers as threads, over a simulated machine. The test takes the place of the engine: it
+//! takes tasks from the channel, and dropping a task ends it. Only a lost event reaches a time
+//! limit.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -82,7 +83,7 @@ fn events_of_one_device_are_processed_in_order() {
 fn lost_events_cause_a_scan_of_all_devices() {
     let sim = Sim::builder().build();
     let source = sim.device_events().unwrap();
-    // More events than the source keeps.
+    // The test sends more events than the source keeps.
     for number in 0..5000 {
         sim.add_disk(Path::new(&format!("/dev/x{number}")), Sectors(1 << 21)).unwrap();
     }
@@ -97,7 +98,7 @@ fn lost_events_cause_a_scan_of_all_devices() {
         }
         assert!(task.label.starts_with("Add of /dev/x"), "{}", task.label);
     };
-    // Its findings are processed like events.
+    // The findings of the scan are processed like events.
     let engine = crate::engine::Engine::new(Arc::new(sim.clone()));
     let header = crate::engine::metadata::StaticHeader::new(
         PoolUuid::from_random([1; 16]),
@@ -107,7 +108,7 @@ fn lost_events_cause_a_scan_of_all_devices() {
         0,
     );
     crate::engine::bda::Bda::initialize(&sim, &[(Path::new("/dev/x4999"), header)]).unwrap();
-    // That raised an event of its own, which does not matter here.
+    // Writing the header raised an event of its own, which does not matter here.
     drop(watched.next());
     let Step::Blocking(_, step) = look.chain else { panic!("the scan takes a lock") };
     assert!(matches!(step(&engine), Step::Done(())));

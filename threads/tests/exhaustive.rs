@@ -40,7 +40,7 @@ enum Move {
     Rename(Key, Name),
 }
 
-/// The state machine, and our own record of its answers.
+/// The state machine, and the test's own record of its answers.
 #[derive(Clone)]
 struct World {
     state: LockRules<Key, Name>,

@@ -6,8 +6,8 @@
 //!
 //! The world around the rules: two keys that requests and an outsider claim and give back, and the
 //! condition that something has been given back since a request looked. Giving a key back and
-//! reporting it are two steps, and so are looking at a place and parking there, so that everything
-//! can happen in between.
+//! reporting it are two steps, and so are looking at a place and parking there, so that every other
+//! step can happen in between.
 //!
 //! Histories that lead to the same situation are continued as one and counted as many.
 
@@ -205,8 +205,8 @@ impl World {
         Ok(())
     }
 
-    /// Lets every request run to its end; none may be left. The keys given back once more at the
-    /// end are for the requests that wait for a change.
+    /// Lets every request run to its end; no request may be left. At the end the keys are given
+    /// back once more, for the requests that wait for a change.
     fn drain(mut self) -> Result<(), String> {
         let mut changes = 0;
         loop {

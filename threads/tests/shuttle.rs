@@ -24,7 +24,8 @@ fn iterations() -> usize {
 fn model<T>(body: impl Fn(T) + Send + Sync + 'static, table: impl Fn() -> T + Send + Sync + 'static) {
     let body = Arc::new(move || body(table()));
     let again = Arc::clone(&body);
-    // One half uniformly random, the other half with few preemptions at the worst places.
+    // One half of the schedules is uniformly random, the other half has few preemptions at the
+    // worst places.
     shuttle::check_random(move || body(), iterations() / 2);
     shuttle::check_pct(move || again(), iterations() / 2, 3);
 }
@@ -73,7 +74,7 @@ fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
     };
     let more = random.gen_range(0..3);
     if random.gen_range(0..6) == 0 {
-        // Granted or not: the requests behind it must be granted.
+        // Whether or not this request is granted, the requests behind it must be granted.
         let id = lock.submit(UNRANKED, access, "cancelled".into(), drop);
         lock.cancel(id);
         return;

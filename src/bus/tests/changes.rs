@@ -1,4 +1,4 @@
-//! From change to signals: which signals are sent, in which order, and that kept bytes equal
+//! From a change to its signals: which signals are sent, in which order, and that kept bytes equal
 //! freshly built ones.
 
 use std::sync::Arc;
@@ -71,8 +71,8 @@ fn added_object_is_one_signal_with_all_properties() {
         assert_eq!(properties.len(), expected.len());
         for row in expected {
             let Value::Variant(value) = entry(entry(&arguments[1], &interface.name()), row.name) else { panic!() };
-            // A property that is a variant is sent as that variant. This one says that the pool is
-            // not encrypted.
+            // A property that is a variant is sent as that variant. The value here says that the
+            // pool is not encrypted.
             let signature = match (row.signature().as_str(), row.name) {
                 ("v", "VolumeKeyLoaded") => "b".to_owned(),
                 ("v", _) => "s".to_owned(),
@@ -216,7 +216,8 @@ fn bindings_are_told_by_version_and_agreement() {
     assert_eq!(property(&torn, 8, "VolumeKeyLoaded"), "false");
 }
 
-/// §3.2: the changes by a re-encryption and a decryption; work under way changes no property.
+/// §3.2: the changes by a re-encryption and a decryption; a job that still runs changes no
+/// property.
 #[test]
 fn finished_reencryption_is_signalled() {
     use crate::{
@@ -343,7 +344,7 @@ fn each_revision_signals_its_form_of_stopped_pools() {
     expected.extend(revisions("Manager", 8..=9, "~", &format!("{{'StoppedPools'={{'{uuid}'={{{base} {more}}}}}}} []")));
     assert_eq!(signals, expected);
 
-    // An unencrypted pool is no locked pool, and tells its features.
+    // An unencrypted pool is no locked pool, and shows its features.
     let features = FeaturesView { encryption: false, key_description: false, clevis: true };
     let open = StoppedPoolView { encryption: None, features: Some(features), partial: true, ..stopped_pool() };
     let (_, signals) = step(&tree, stopped(2, vec![open]));
@@ -352,7 +353,7 @@ fn each_revision_signals_its_form_of_stopped_pools() {
     assert!(!signals[9].contains("key_description"), "{}", signals[9]);
 }
 
-/// Found in review: a name of two stopped pools was shown for neither.
+/// Found in review: if two stopped pools had the same name, neither showed it.
 #[test]
 fn stopped_pools_of_one_name_both_show_it() {
     let pools = [7, 8].map(|n| StoppedPoolView { uuid: uuid(n), ..stopped_pool() });
@@ -371,8 +372,8 @@ fn only_reports_say_why_a_pool_is_stopped() {
     assert_eq!((after.view.stopped.version, signals), (2, vec![]));
 }
 
-/// A pool was stopped beside a thousand stopped pools. The daemon made and sent the list of all of
-/// them in eight revisions.
+/// When a pool was stopped beside a thousand stopped pools, the daemon made and sent the list of
+/// all of them in eight revisions.
 #[test]
 fn stop_beside_many_stopped_pools_tells_no_more() {
     let told = |count: u64| {
@@ -480,7 +481,7 @@ fn hear(heard: &mut Heard, signal: &Signal) {
 
 proptest! {
     /// P4 as a whole: a client that follows the signals knows exactly the published properties, and
-    /// no signal repeats what is known.
+    /// no signal repeats a value that the client knows.
     #[test]
     fn signals_tell_all_and_nothing_else(edits in prop::collection::vec(edit(), 1..12)) {
         let mut tree = Tree::default();

@@ -50,7 +50,7 @@ fn a_flush_sends_what_the_bus_takes() {
     let connection = Connection::at(&bus.address).unwrap();
     let client = Client::new(&bus).listens_to("interface='a.b'");
     bus.signal(Signal::SIGSTOP);
-    // Far more than a socket holds.
+    // The body is far larger than what a socket holds.
     let body = Body::of(&[Value::str("x".repeat(1 << 20))]);
     for _ in 0..SIGNALS {
         let envelope = Envelope::Signal { path: "/", interface: "a.b", member: "C" };

@@ -1,7 +1,7 @@
 //! The threads of the bus with a real bus daemon, on a private socket.
 //!
-//! There is no engine: the test tells the tree writer what a job would have done. Waits are for
-//! messages, and their limit is reached only if a message is missing.
+//! There is no engine: the test sends the tree writer the changes that a job would have made. Waits
+//! are for messages, and their limit is reached only if a message is missing.
 
 use std::{
     sync::Arc,
@@ -44,7 +44,7 @@ struct Jobs(Sender<Job>);
 
 impl Submit for Jobs {
     fn submit(&self, job: Job) {
-        // The test may have ended before.
+        // The test may have ended already.
         let _ = self.0.send(job);
     }
 
@@ -54,7 +54,7 @@ impl Submit for Jobs {
     }
 }
 
-/// The daemon's side of the bus, running.
+/// The daemon's side of the bus, with its threads running.
 struct Server {
     updates: Option<Sender<Update<Reply>>>,
     jobs: Receiver<Job>,
@@ -143,7 +143,7 @@ impl Client {
         message
     }
 
-    /// Sends a call and waits for its answer: the values, or name and text of the error.
+    /// Sends a call and waits for its answer: the values, or the name and text of the error.
     fn call(
         &self,
         path: &str,
@@ -299,8 +299,8 @@ fn signals_of_a_change_come_before_its_reply() {
     server.end().unwrap();
 }
 
-/// P3 from any connection: the next list after a reply contains the new object, and no longer after
-/// the next reply.
+/// P3 from any connection: the next list after a reply contains the new object. After the reply
+/// that removes the object, the list no longer contains it.
 #[test]
 fn what_was_replied_is_in_the_next_list() {
     let bus = private_bus();
@@ -320,7 +320,7 @@ fn what_was_replied_is_in_the_next_list() {
 }
 
 /// The reader waits without holding the library's I/O path: a message of another thread is sent at
-/// once although there is nothing to read. Nothing is lost when both threads are busy. If a message
+/// once although the socket has no input. Nothing is lost when both threads are busy. If a message
 /// stays in the queue, the test reaches its limit.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
@@ -328,18 +328,18 @@ fn writer_and_reader_never_deadlock() {
     let bus = private_bus();
     let server = Server::start(&bus, vec![is(&pool(1, "p"))]);
     let (listener, other) = (Client::new(&bus).listens(), Client::new(&bus));
-    // Idle: no client sends anything before the change, so nothing makes the reader look at its
-    // socket.
+    // First with an idle reader: no client sends anything before the change, so nothing makes the
+    // reader look at its socket.
     for n in 0..50 {
         server.send(vec![is(&PoolView { fs_limit: n, ..pool(1, "p") })], None);
         assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
-        // A value in a signal can be read already.
+        // A read returns the value of the signal at once.
         assert_eq!(other.get(&at(0), "pool.r9", "FsLimit"), n.to_string());
         for _ in 2..=9 {
             assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
         }
     }
-    // Busy.
+    // Then with a busy reader.
     let readers: Vec<_> = (0..3)
         .map(|_| {
             let client = Client::new(&bus);
@@ -359,8 +359,8 @@ fn writer_and_reader_never_deadlock() {
 }
 
 /// Lists for several clients while filesystems are created and destroyed. Each list is one version
-/// (the number of filesystems equals the fs_limit that the pool shows), and none takes back what an
-/// earlier signal has told.
+/// (the number of filesystems equals the fs_limit that the pool shows), and no list contradicts an
+/// earlier signal.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn lists_are_neither_torn_nor_outdated() {
@@ -391,7 +391,7 @@ fn lists_are_neither_torn_nor_outdated() {
                                 let filesystems = objects.len() as u64 - 2;
                                 let properties = entry(entry(&list, &at(0)), "org.storage.stratis3.pool.r9");
                                 assert_eq!(plain(entry(properties, "FsLimit")), filesystems.to_string());
-                                // The client may have subscribed in the middle.
+                                // The client may have subscribed in the middle of the changes.
                                 assert!(filesystems >= added, "{filesystems} in the list, {added} by signals");
                                 added = filesystems;
                                 lists += 1;
@@ -460,7 +460,8 @@ fn ten_thousand_objects() {
             std::thread::spawn(move || {
                 let call = Client::message(TOP, MANAGER, "GetManagedObjects", ());
                 let reply = client.channel.send_with_reply_and_block(call, LIMIT).unwrap();
-                // Only counted: one message has more values than the daemon ever decodes.
+                // The values are only counted: one message has more values than the daemon ever
+                // decodes.
                 let mut entries = reply.iter_init().recurse(ArgType::Array).unwrap();
                 let mut count = 0;
                 while entries.recurse(ArgType::DictEntry).is_some() {
@@ -517,7 +518,7 @@ fn name_that_another_has_is_refused() {
     server.end().unwrap();
 }
 
-/// Any client can send a signal of that name; only the bus's own counts.
+/// Any client can send a signal of that name; only the signal of the bus itself counts.
 #[test]
 fn forged_loss_of_the_name_is_ignored() {
     let bus = private_bus();
@@ -539,8 +540,7 @@ fn end_of_the_bus_ends_the_reader() {
     assert!(matches!(server.join(), Err(Error::Lost)));
 }
 
-/// Calls that were under way when the daemon stopped are refused by whoever runs jobs, and their
-/// callers get that answer.
+/// The daemon refuses calls that were under way when it stopped, and their callers get that answer.
 #[test]
 fn stop_lets_refusals_out() {
     let bus = private_bus();
@@ -560,8 +560,8 @@ fn there_is_no_bus() {
     assert!(matches!(Bus::connect_to("unix:path=/nonexistent/socket"), Err(Error::NoBus(_))));
 }
 
-/// The size of one more filesystem equals that of its entry. The limits in the documentation rest
-/// on these sizes.
+/// The size of one more filesystem equals that of its entry. The limits in the documentation are
+/// based on these sizes.
 #[test]
 fn a_listed_filesystem_takes_four_kilobytes() {
     let tree = super::tree(vec![is(&large(1))]);

@@ -82,7 +82,7 @@ fn create_pool_reports_mistakes_in_the_known_order() {
         assert!(text.starts_with(filler), "{text}");
         assert!(text.contains(expected), "{text} does not say {expected}");
     };
-    // Each call has all mistakes of the later calls.
+    // Each call contains the mistakes of all later calls too.
     let slots = |slot: bool| vec![((slot, 1), "a;b"), ((slot, 1), "k")];
     refused(create_pool("a b", slots(true), vec![((false, 0), "tang", "{bad")], bad_tag), "not valid JSON");
     refused(create_pool("a b", slots(true), vec![], bad_tag), "token slot 1 is named twice");
@@ -407,7 +407,7 @@ fn names_and_user_info() {
     assert_eq!(answer("/0", "pool.r9", "AddDataDevs", (vec!["/dev/x"],)), "a job");
 }
 
-/// A pool named `a,b` had its links at the place of those of a pool named `a_b`.
+/// The links of a pool named `a,b` were in the directory of a pool named `a_b`.
 #[test]
 fn names_that_udev_changes_are_refused() {
     let refused = |answer: String| {
@@ -461,7 +461,7 @@ fn refused_set_has_the_error_clients_know() {
     assert_eq!(set, Answer::Return(crate::bus::wire::Body::empty()));
 }
 
-/// Found in review: several texts said what is wrong but not what to do.
+/// Found in review: several texts said what was wrong but not what to do.
 #[test]
 fn each_refusal_says_what_to_do() {
     let text = || "x".to_owned();
@@ -578,8 +578,8 @@ fn a_report_shows_the_reencryption_job() {
     assert_eq!(report["pools"][0]["work"], expected);
 }
 
-/// A refusal that listed twenty thousand paths was a reply of 150 kB. One that quoted a name of 16
-/// MiB was as long as the name.
+/// A refusal that listed twenty thousand paths was a reply of 150 kB. A refusal that quoted a name
+/// of 16 MiB was as long as the name.
 #[test]
 fn long_texts_are_cut_in_the_middle() {
     let short = "the name `a b` contains a space".to_owned();

@@ -1,4 +1,4 @@
-//! The table: consistent in itself, with the same interfaces as the existing daemon.
+//! The table: it is consistent in itself and has the same interfaces as the existing daemon.
 
 use std::collections::BTreeSet;
 
@@ -159,9 +159,9 @@ fn object<'a>(tree: &'a Tree, row: &Row) -> Option<&'a Object> {
     tree.objects().find(|object| object.state.kind() == row.kind).map(|object| &**object)
 }
 
-/// Each handler can decode filler values of its row's types. Handlers that continue to the engine
-/// stop before it: there is no object at the path `/`, no name is empty, and so on. The test
-/// ignores their answers.
+/// Each handler can decode filler values of its row's types. Handlers that would call the engine
+/// refuse before they do: no object has the path `/`, no name is empty, and so on. The test ignores
+/// their answers.
 #[test]
 fn every_handler_understands_its_arguments() {
     let tree = every_kind();
@@ -169,7 +169,7 @@ fn every_handler_understands_its_arguments() {
         let Some(handler) = handler(row) else { continue };
         let object = object(&tree, row);
         // Without a text, the user info would be passed to the engine; an empty text is refused
-        // before.
+        // before that.
         let arguments: Vec<Value> = Types(row.signature().leak())
             .map(|signature| match (row.name, Value::filler(signature)) {
                 ("SetUserInfo" | "UserInfo", _) => Value::optional_str(Some(String::new())),

@@ -26,8 +26,7 @@ fn leaf() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Values of one type, so that they can be elements of one array: the same value with some leaves
-/// changed.
+/// Values of one type that can be elements of one array: the same value with some leaves changed.
 fn alike(value: &Value, salt: u64) -> Value {
     match value {
         Value::Byte(v) => Value::Byte(v.wrapping_add(salt as u8)),
@@ -168,7 +167,7 @@ fn too_long_answers_become_errors_and_signals_nothing() {
     for part in [(limit + 1).to_string(), limit.to_string(), "max_message_size".to_owned()] {
         assert!(said.contains(&part), "{said} does not say {part}");
     }
-    // Not even the error fits.
+    // Even the error does not fit.
     let refused = made(5001).within(100).unwrap_err().to_string();
     assert!(refused.starts_with("cannot send an answer to :1.7"), "{refused}");
 
@@ -219,7 +218,7 @@ fn number_of_values_is_limited() {
     assert_eq!(message::arguments(&message, Types("ab")), Err(BadArguments::TooMany));
 }
 
-/// A filler descriptor: clients send `(false, 0)` and no descriptor with it.
+/// A filler descriptor: clients send `(false, 0)` without a descriptor.
 #[test]
 fn descriptor_that_is_not_there_is_none() {
     let absent = reply(&Body { signature: "(bh)".into(), bytes: vec![0; 8], shared: Vec::new() });

@@ -1,5 +1,5 @@
-//! The promises of the dispatcher, with pools that are nothing but a number. Events come over
-//! channels; only a lost event reaches a time limit.
+//! The promises of the dispatcher, with pools that are only a number. Events come over channels;
+//! only a lost event reaches a time limit.
 
 mod panics;
 mod parking;
@@ -70,7 +70,7 @@ impl PoolEntry for ToyPool {
     }
 }
 
-/// One thing that can be claimed, and a version number of the stopped pools.
+/// A context with a single claim, and a version number of the stopped pools.
 #[derive(Default)]
 struct ToyContext {
     claimed: AtomicBool,
@@ -231,7 +231,7 @@ impl Daemon {
         }
     }
 
-    /// Returns when every slow step submitted before has run. For one worker.
+    /// Returns when every slow step submitted before has run. For a dispatcher with one worker.
     fn let_all_park(&self) {
         self.submit("barrier", act(|_| done(u64::MAX)));
         assert_eq!(self.answer(), Answer::Number(u64::MAX));
@@ -273,8 +273,8 @@ fn whole_table(step: impl FnOnce(&ToyContext, &mut dyn Table<ToyPool>) -> Todo +
     )
 }
 
-/// A chain that occupies its worker, and the pool if one is given, until it is told to go on; the
-/// ends of its two channels.
+/// A chain that occupies its worker, and the pool if one is given, until the test releases it; and
+/// the ends of its two channels.
 fn held(pool: Option<PoolRef>, then: Todo) -> (Todo, Receiver<()>, Sender<()>) {
     let (begun, has_begun) = bounded(1);
     let (go, may_go) = bounded::<()>(1);
@@ -446,7 +446,7 @@ fn a_reply_never_overtakes_the_stopped_pools() {
     daemon.end();
 }
 
-/// Claims the one thing; parks while another request has it.
+/// Takes the single claim; parks while another request has it.
 fn claiming(number: u64, then: impl FnOnce(&ToyContext) + Send + 'static) -> Todo {
     act(move |context| match context.claim() {
         true => {
@@ -461,7 +461,7 @@ fn claiming(number: u64, then: impl FnOnce(&ToyContext) + Send + 'static) -> Tod
 #[test]
 fn parts_run_in_parallel_and_join_in_order() {
     let daemon = daemon(4);
-    // Two slow workers: each part waits for the other.
+    // Runs on two slow workers: each part waits for the other.
     let (to_second, from_first) = bounded::<()>(1);
     let (to_first, from_second) = bounded::<()>(1);
     let part = |send: Sender<()>, receive: Receiver<()>, result: u64| -> Part<ToyContext> {
@@ -530,7 +530,8 @@ fn pools_do_not_wait_for_each_other() {
     daemon.end();
 }
 
-/// Like [`claiming`], but under a lock, so that it finds a worker while the slow ones are taken.
+/// Like [`claiming`], but under a lock, so that the step finds a worker while the slow ones are
+/// taken.
 fn claiming_quick(number: u64) -> Todo {
     write(a(), move |context, _| match context.claim() {
         true => {

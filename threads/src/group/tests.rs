@@ -1,4 +1,4 @@
-//! The promises of this module.
+//! The promises of the thread group.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -44,7 +44,7 @@ fn join_names_hanging_threads_and_joins_the_others() {
     let group = Group::new(&["first", "second", "worker-*"]);
     let gates = ["first", "worker-1", "worker-2"].map(|name| spawn_gated(&group, name));
     group.spawn("second", || Ok(())).unwrap();
-    // So that it has ended, whatever the time limit below.
+    // The join ensures that the thread has ended, whatever the time limit below.
     group.join(&["second"], LIMIT).unwrap();
     let Hanging { names } = group.join(&["worker-*", "second", "first"], Duration::ZERO).unwrap_err();
     assert_eq!(names, ["worker-1", "worker-2", "first"]);

@@ -1,4 +1,4 @@
-//! The promises of this module.
+//! The promises of the lock.
 
 use std::{
     borrow::Cow,
@@ -130,7 +130,7 @@ fn write_all_and_read_all_reach_every_entry() {
 
 #[test]
 fn read_all_neither_copies_nor_walks_the_table() {
-    // Checks the cause of the cost instead of the time: both guards share one table.
+    // The test checks the cause of the cost instead of the time: both guards share one table.
     let lock = table(10_000);
     let shared = |guard: &Given| match guard {
         Guard::ReadAll(all) => all.get(&EntryRef::Key(5)).map(|(_, _, value)| std::ptr::from_ref(value)),
@@ -184,7 +184,8 @@ fn a_panicking_callback_does_not_block_other_grants() {
     let (_, behind) = submit(&lock, write(0), "behind");
     assert!(catch_unwind(AssertUnwindSafe(|| drop(held))).is_err());
     drop(beside.try_recv().unwrap());
-    // Granted, because the guard given to the panicking callback was dropped as well.
+    // The request is granted, because the guard given to the panicking callback was dropped as
+    // well.
     assert!(behind.try_recv().is_ok());
     // This thread still delivers.
     assert!(matches!(acquire(&lock, write(0), "later".into()), Guard::Write(_)));

@@ -1,4 +1,4 @@
-//! The promises of this module. `admission.rs` tests which jobs may run.
+//! The promises of the workers. `admission.rs` tests which jobs may run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,8 +55,8 @@ impl Gated {
     }
 }
 
-/// Sixteen pools with a hung device each had more jobs than each may run; the seventeenth pool had
-/// to wait for one of them.
+/// Sixteen pools, each with a hung device, each had more jobs than one pool may run. The
+/// seventeenth pool had to wait for one of those jobs.
 #[test]
 fn sixteen_hung_shares_leave_the_seventeenth_alone() {
     let (group, workers) = start(2, Bounds { shared: 4, per_share: 2, most: 32 });

@@ -195,7 +195,7 @@ fn cancelled_or_granted(lock: Table) {
         spawn(&lock, move |_| drop(holder.take())),
         thread::spawn(move || told.store(usize::from(cancelling.cancel(second)), Ordering::SeqCst)),
     ];
-    // Behind both of them, so it is granted whatever happens to the second.
+    // This request is behind both of them, so it is granted whatever happens to the second.
     read(&lock, EntryRef::Key(1));
     all_over(&lock, threads);
     assert_eq!(calls.load(Ordering::SeqCst) + outcome.load(Ordering::SeqCst), 1);

@@ -141,7 +141,7 @@ pub fn takers_come_through(lot: Lot) {
     site.all_over(2);
 }
 
-/// Two requests only need the key to be free: both go on after it is given back once.
+/// Two requests only need the key to be free: both continue after it is given back once.
 pub fn passers_come_through(lot: Lot) {
     let site = Site::new(lot, [true, false]);
     let threads = [spawn(&site, |site| site.pass(1, 0)), spawn(&site, |site| site.pass(2, 0))];
@@ -158,8 +158,8 @@ pub fn parking_elsewhere_passes_the_turn(lot: Lot) {
     let threads = [
         spawn(&site, |site| {
             site.until(1, 0, || !site.is_taken(0));
-            // No leave in between, like a step that finds the first key free and the second one
-            // taken.
+            // The request does not leave in between, like a step that finds the first key free and
+            // the second one taken.
             site.pass(1, 1);
         }),
         spawn(&site, move |site| {
@@ -175,7 +175,7 @@ pub fn parking_elsewhere_passes_the_turn(lot: Lot) {
 }
 
 /// A request gives up while the key is given back: it was either waiting or woken, and the next
-/// request goes on.
+/// request continues.
 pub fn left_or_woken(lot: Lot) {
     let site = Site::new(lot, [true, false]);
     let calls = Arc::new(AtomicUsize::new(0));

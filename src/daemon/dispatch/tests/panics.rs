@@ -1,4 +1,4 @@
-//! What a panic of a step does to its pool, its claims and other requests.
+//! The effects of a panicking step on its pool, its claims and other requests.
 
 use super::*;
 

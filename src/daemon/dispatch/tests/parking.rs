@@ -25,8 +25,8 @@ fn no_wake_up_is_lost_before_parking() {
     assert!(daemon.context.claim());
     let (looked, has_looked) = bounded(1);
     let (given, is_given) = bounded::<()>(1);
-    // A thread unknown to the dispatcher gives the claim back, after the step has tried it and
-    // before it parks. No later event would wake the request.
+    // A thread unknown to the dispatcher gives the claim back after the step has tried it and
+    // before the request parks. No later event would wake the request.
     daemon.submit(
         "late",
         act(move |context| {
@@ -99,7 +99,7 @@ fn parked_requests_cost_another_pool_nothing() {
     assert!(looks > PARKED, "each request has tried once");
     for number in 1..=100 {
         let other = write(b(), |context, pool| {
-            // Other things are given back, too.
+            // Other claims are given back, too.
             context.watcher.get().unwrap()(vec![Wait::Idle(uuid(2)), Wait::Progress(uuid(2))]);
             done(pool.add_one())
         });

@@ -115,7 +115,7 @@ fn pools_hung_under_their_lock_leave_others_alone() {
         }
     }
     hung.wait_for(16);
-    // A request for the whole table waits for them, so a creation is not granted.
+    // A request for the whole table waits for these steps, so a creation is not granted.
     for number in 1..=20 {
         daemon.submit(
             "grows",
@@ -141,7 +141,7 @@ fn hung_steps_do_not_silence_the_watchdog() {
     let mut hung = Hung::new();
     let step = hung.step();
     daemon.submit("hangs with the whole table", whole_table(move |_, _| step()));
-    // More slow steps than may run at once.
+    // The test submits more slow steps than may run at once.
     for number in 1..=70 {
         let step = hung.step();
         daemon.submit("hangs", slow_in(number, move |_| step()));

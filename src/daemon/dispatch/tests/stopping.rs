@@ -7,7 +7,7 @@ fn a_stop_answers_waiters_and_completes_begun_requests() {
     let daemon = daemon(2);
     assert!(daemon.context.claim());
     let stopping = |label| Answer::Failed(label, Failure::Stopping);
-    // Begun, in its slow middle part; it still needs a lock and a claim.
+    // This request has begun and is in its slow middle part; it still needs a lock and a claim.
     let (begun_chain, has_begun, go) = held(
         None,
         write(a(), |_, pool| {
@@ -20,7 +20,7 @@ fn a_stop_answers_waiters_and_completes_begun_requests() {
     );
     daemon.submit("begun", act(|_| begun_chain));
     begun(&has_begun);
-    // Begun and parked: it goes on when the first request gives its claim back.
+    // This request has begun and parked: it continues when the first request gives its claim back.
     let (parked, has_parked) = bounded(1);
     daemon.submit(
         "begun parked",
@@ -30,18 +30,18 @@ fn a_stop_answers_waiters_and_completes_begun_requests() {
         }),
     );
     begun(&has_parked);
-    // Parked before its first step has done anything.
+    // This request parks before its first step has done anything.
     daemon.submit("parked", claiming_quick(3));
     // One worker is left for brief steps, and grants of a pool are given in order: when this
     // request has run, the other has parked.
     daemon.submit("barrier", write(a(), |_, _| done(0)));
     assert_eq!(daemon.answer(), Answer::Number(0));
-    // Waits for the lock: a step holds pool B.
+    // The request `waits` waits for the lock: a step of `holder` holds pool B.
     let (holder, has_begun, go_holder) = held(Some(b()), done(4));
     daemon.submit("holder", holder);
     begun(&has_begun);
     daemon.submit("waits", write(b(), |_, _| done(5)));
-    // Waits for a worker: the only slow one is taken.
+    // This request waits for a worker: the only slow one is taken.
     daemon.submit("queued", act(|_| done(6)));
     let over = daemon.dispatcher.stop();
     daemon.submit("late", done(7));
@@ -95,7 +95,7 @@ fn unfinished_requests_are_answered_once_at_the_end() {
     let (free, has_begun, go) = held(None, write(a(), |_, _| done(2)));
     daemon.submit("hangs", act(|_| free));
     begun(&has_begun);
-    // Begun, and queued behind the first request in the lock.
+    // This request has begun, and is queued behind the first request in the lock.
     daemon.submit("waits", write(b(), |_, _| write(a(), |_, _| done(3))));
     while daemon.dispatcher.observe().waiters.is_empty() {
         std::thread::yield_now();
