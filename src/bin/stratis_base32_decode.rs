@@ -1,7 +1,7 @@
 //! `stratis-base32-decode KEY B32`: a udev helper that prints `KEY=TEXT`, where TEXT is B32 decoded
 //! (RFC 4648, upper case, without padding; `docs/spec/tools/utilities.md` §8). The kernel accepts
 //! only letters and digits in the properties of a synthetic event, so names of pools and
-//! filesystems travel in this form. Knows nothing of pools or the daemon.
+//! filesystems travel in this form. This program knows nothing of pools or the daemon.
 
 use std::{
     env,

@@ -1,7 +1,7 @@
 //! `stratis-str-cmp A B`: a udev helper that prints `0` if the two texts are equal, else `1`. It
 //! succeeds either way, because the rule reads its output (`docs/spec/tools/utilities.md` §7). It
 //! runs for every event of a filesystem's device and in the initrd, so it uses only the standard
-//! library. Knows nothing of pools or the daemon.
+//! library. This program knows nothing of pools or the daemon.
 //!
 //! A filesystem's UUID also equals the name of its device-mapper device, which ends in the UUID
 //! without hyphens: udev rules can neither cut a text nor remove characters from it.

@@ -1,4 +1,4 @@
-//! `stratisd`: parses the command line and runs the daemon. Knows nothing else.
+//! `stratisd`: parses the command line and runs the daemon, and does nothing else.
 
 use std::{process::ExitCode, sync::LazyLock};
 

@@ -76,7 +76,7 @@ impl fmt::Debug for Job {
     }
 }
 
-/// The pools that a reply tells about. The reply follows their signals.
+/// The pools that a reply is about. The reply follows their signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
     /// No pool, or only a pool that the reply's own update contains.

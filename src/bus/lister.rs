@@ -43,7 +43,7 @@ const TRIES: usize = 2;
 pub(super) enum Deferred {
     /// GetManagedObjects.
     List,
-    /// A report. It also tells what is under way.
+    /// A report, which also shows the requests under way.
     Report(CalledMember, Report),
     /// Introspection of the top object, which names all other objects.
     Introspection,
@@ -71,7 +71,7 @@ impl Lists {
     /// Asks the lister to answer the caller.
     ///
     /// # Errors
-    /// An answer that says why not.
+    /// An answer that gives the reason.
     pub fn ask(&self, caller: Caller, what: Deferred) -> Result<(), Answer> {
         let error = |name, text: &str| Err(Answer::Error(name, text.to_owned()));
         if !self.connection.list_wanted(&caller) {
@@ -112,7 +112,7 @@ impl Lister {
         }
     }
 
-    /// Works until the reader has ended. Reports also tell the requests of `submit`.
+    /// Works until the reader has ended. Reports also show the requests of `submit`.
     pub fn run(mut self, submit: &dyn Submit, pulse: &Pulse) {
         self.sender = None;
         for asked in &self.asked {

@@ -11,7 +11,7 @@
 //! ```text
 //!            calls                     jobs (Submit)
 //!   bus ──────────────▶ bus-reader ───────────────────▶ the daemon's lock and workers
-//!    ▲ ▲ ▲  replies to reads │  │ lists asked for                  │
+//!    ▲ ▲ ▲  replies to reads │  │ requests for lists               │
 //!    │ │ └───────────────────┘  ▼                                  │ Update<Reply>
 //!    │ └────────────────── bus-lister                              ▼
 //!    └──────── signals, then replies ◀─── tree-writer ◀────────────┘

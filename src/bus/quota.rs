@@ -2,8 +2,8 @@
 //!
 //! The reference bus holds a message until its receiver has taken it, and charges it to the
 //! *sender*. It stops reading from a sender of whose messages it holds 127 MiB. So a client that
-//! asks for lists and never reads them would silence the daemon for everybody. dbus-broker has one
-//! account for all messages between connections of one user. When that account is full, it
+//! asks for lists and never reads them would silence the daemon for all clients. dbus-broker has
+//! one account for all messages between connections of one user. When that account is full, it
 //! disconnects the receiver of the next message: root's clients share the account with each other,
 //! with the daemon and with systemd.
 //!
@@ -321,7 +321,7 @@ impl Quotas {
     pub fn list_done(&mut self, caller: &str) {
         let Some(usage) = self.callers.get_mut(caller) else { return };
         usage.lists = usage.lists.saturating_sub(1);
-        // If the bus cannot tell, only waiting lists are tracked.
+        // If the bus reports nothing, only waiting lists are tracked.
         if usage.lists == 0 && self.silent {
             self.callers.remove(caller);
         }

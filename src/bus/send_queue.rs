@@ -74,7 +74,7 @@ struct Unsent {
 pub enum Sent {
     /// The socket has taken all of it.
     Whole,
-    /// A part waits until the socket takes more. The thread that polls must be told.
+    /// A part waits until the socket takes more. The sender must wake the thread that polls.
     Waits,
 }
 

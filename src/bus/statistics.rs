@@ -56,7 +56,7 @@ pub enum Dialect {
     #[default]
     Connection,
     /// dbus-broker: all connections at once, in an entry of its own. `OutgoingBytes` of a peer wait
-    /// for the peer to read. The bus does not tell who sent them.
+    /// for the peer to read. The bus does not report who sent them.
     Peers,
 }
 

@@ -15,21 +15,21 @@
 //!   a claim and for a worker. So a request that has begun goes before later arrivals.
 //! - *Commit order.* The changes of a step go to the tree writer while the step's grant is still
 //!   held, in one record with the reply if it is the last step. The change to the stopped pools is
-//!   taken from the engine and sent under one mutex: if another step has taken it, it has been
-//!   sent. So a reply never overtakes the change it is about.
+//!   taken from the engine and sent under one mutex: if another step has taken the change, that
+//!   step has sent it. So a reply never overtakes the change that it is about.
 //! - *One answer.* Each request is answered once: by its chain, or by its `on_failure` if a step
-//!   panics or the daemon stops first. `on_failure` is in the list of requests, and whoever takes
-//!   it out answers. A request that is dropped anywhere answers in its destructor.
+//!   panics or the daemon stops first. `on_failure` is in the list of requests, and the thread that
+//!   takes it out answers. A request that is dropped anywhere answers in its destructor.
 //! - *Whole requests.* A request that has run a step runs to its end, also when the daemon stops:
-//!   it may be between the step that reserves and the one that commits. A stop answers all others
-//!   at once, wherever they wait. [`Dispatcher::close`] answers the requests that have not ended
-//!   when the time is up.
+//!   the request may be between the step that reserves and the one that commits. A stop answers all
+//!   others at once, wherever they wait. [`Dispatcher::close`] answers the requests that have not
+//!   ended when the time is up.
 //! - *No lost wake-up.* A request that finds something claimed waits for that claim in
 //!   `threads::parking`, which says why no wake-up gets lost and in which order requests are woken.
-//!   Whoever gives a claim back wakes the next request at once, in the middle of its own step; the
-//!   wake-up only makes the request a job of a worker.
+//!   The thread that gives a claim back wakes the next request at once, in the middle of its own
+//!   step; the wake-up only makes the request a job of a worker.
 //!
-//! Order of the mutexes: `records` before that of the parking, and that before those inside the
+//! Order of the mutexes: first `records`, then the mutex of the parking, then those inside the
 //! engine. `queue` is a leaf. No code of a request runs, and no request is dropped, under `queue`.
 
 mod context;
@@ -85,7 +85,7 @@ pub type OnFailure<R> = Box<dyn FnOnce(Failure) -> Option<R> + Send>;
 
 /// A request to run.
 pub struct Request<R, C: Context = Engine> {
-    /// Who asks for what, for the log.
+    /// The caller and the operation, for the log.
     pub label: String,
     /// The steps.
     pub chain: Chain<R, C>,

@@ -47,13 +47,13 @@ pub(super) enum Waited {
     All,
     /// Some requests still run.
     Late,
-    /// The daemon has been told to stop.
+    /// The daemon has been requested to stop.
     Stop,
 }
 
 impl<R: Send + 'static> Start<'_, R> {
-    /// Runs requests, with their labels, and waits for their ends, at most `limit`. Late ones go
-    /// on.
+    /// Runs requests, with their labels, and waits for them to end, for at most `limit`. Late
+    /// requests continue.
     ///
     /// # Errors
     /// A thread of the daemon ended.
@@ -110,10 +110,10 @@ fn wait_for<T, L>(messages: &Receiver<T>, late: &Receiver<L>, group: &Group, sto
     }
 }
 
-/// Waits until the daemon is told to stop, and keeps the watchdog quiet meanwhile.
+/// Waits until the daemon is requested to stop, and feeds the watchdog meanwhile.
 ///
 /// # Errors
-/// A thread of the daemon ended before.
+/// A thread of the daemon ended before the stop.
 pub(super) fn wait_for_stop(group: &Group, stop: &Stop, mut watchdog: Watchdog) -> Result<(), Error> {
     watchdog.begin();
     loop {

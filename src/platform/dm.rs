@@ -1,7 +1,7 @@
 //! Device-mapper tables as plain values, formatted and parsed as the kernel does.
 //!
-//! Knows the text forms of the targets that Stratis uses (`docs/spec/engine/storage-stack.md` §1,
-//! 6, 7), but not what the devices are for.
+//! This module knows the text forms of the targets that Stratis uses
+//! (`docs/spec/engine/storage-stack.md` §1, 6, 7), but not what the devices are for.
 
 use std::fmt;
 

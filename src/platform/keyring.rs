@@ -1,6 +1,6 @@
 //! Keys of the kernel keyring: secrets that are wiped from memory when dropped.
 //!
-//! Knows names and bytes, but not what a key unlocks.
+//! This module knows names and bytes, but not what a key unlocks.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! LUKS2 as plain values: how to format a header, what a header says, and how to change it
 //! (`docs/spec/engine/encryption.md` §1, 2, 9).
 //!
-//! Knows LUKS devices, keyslots and tokens. The engine decides what a token means and which keys
-//! unlock a pool.
+//! This module knows LUKS devices, keyslots and tokens. The engine decides what a token means and
+//! which keys unlock a pool.
 
 use std::collections::{BTreeMap, BTreeSet};
 

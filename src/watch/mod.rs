@@ -60,7 +60,7 @@ struct EndReport<K> {
 impl<K> Drop for EndReport<K> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            // If the watcher is gone, nobody needs the report.
+            // If the watcher has ended, no thread needs the report.
             let _ = self.to.send(key);
             self.waker.wake();
         }

@@ -15,7 +15,7 @@ use std::{cell::RefCell, collections::VecDeque};
 
 use crate::primitives::thread_local;
 
-/// A grant or wake-up on its way to the request that asked for it.
+/// A grant or wake-up on its way to its request.
 pub(crate) type Delivery = Box<dyn FnOnce()>;
 
 /// The deliveries of one thread. No thread waits for another thread's callbacks.

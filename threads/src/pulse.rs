@@ -88,7 +88,7 @@ impl Round {
 
     /// Asks all members. Call this when all have answered.
     pub fn ask(&self) {
-        // A message that nobody has received belongs to the previous round.
+        // A message that is still in the channel belongs to the previous round.
         let _ = self.answered.try_recv();
         // All members become silent at once, so the round does not end before each has been asked.
         let asked: BTreeSet<usize> = {

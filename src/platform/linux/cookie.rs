@@ -5,7 +5,7 @@
 //! (`95-dm-notify.rules`) runs `dmsetup udevcomplete`, which decrements the semaphore. A killed
 //! udev worker never does that, so every wait has a deadline, after which the semaphore is removed.
 //!
-//! Knows nothing of devices.
+//! This module knows nothing of devices.
 
 use std::{
     fs, io,

@@ -1,6 +1,7 @@
 //! The udev database: which block devices exist and what they belong to.
 //!
-//! Reads what udev's rules have found, never the devices themselves. Knows nothing of pools.
+//! Reads what udev's rules have found, never the devices themselves. This module knows nothing of
+//! pools.
 
 use std::{
     collections::BTreeSet,

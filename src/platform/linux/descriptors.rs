@@ -1,5 +1,5 @@
-//! File descriptors that a C library hands out as plain numbers. Knows nothing of what they refer
-//! to.
+//! File descriptors that a C library hands out as plain numbers. This module knows nothing of what
+//! they refer to.
 
 use std::{
     io,

@@ -1,5 +1,5 @@
-//! Contents, size and sector sizes of block devices, and what libblkid finds on them. Knows nothing
-//! of what the bytes mean.
+//! Contents, size and sector sizes of block devices, and what libblkid finds on them. This module
+//! knows nothing of what the bytes mean.
 //!
 //! Reads are direct (`O_DIRECT`). Writes go through the page cache and become durable by an fsync.
 //! The reasons:

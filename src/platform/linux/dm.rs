@@ -1,7 +1,7 @@
 //! Device-mapper: the kernel's calls on single devices, synchronized with udev.
 //!
-//! Conventions are those of `docs/spec/engine/storage-stack.md` §2. Knows tables as values
-//! ([`crate::platform::dm`]), but not what the devices are for.
+//! Conventions are those of `docs/spec/engine/storage-stack.md` §2. This module knows tables as
+//! values ([`crate::platform::dm`]), but not what the devices are for.
 //!
 //! Resume and remove wait until udev has processed the change, so that the node exists, or is gone,
 //! when they return. The wait is bounded ([`change`]).

@@ -1,4 +1,5 @@
-//! Files in the private directory, mostly on metadata volumes. Knows nothing of their contents.
+//! Files in the private directory, mostly on metadata volumes. This module knows nothing of their
+//! contents.
 //!
 //! The disks may come from an untrusted source. So names are opened component by component and
 //! never through a symbolic link, and only regular files of limited size are read.

@@ -1,5 +1,5 @@
-//! Time limits of programs and child processes: one table, by activity. Knows neither how they are
-//! run nor what happens at the limit.
+//! Time limits of programs and child processes: one table, by activity. This module knows neither
+//! how they are run nor what happens at the limit.
 //!
 //! A limit keeps a hung program from holding its request for ever; it is no estimate. Each is far
 //! above what a slow disk and a busy machine need, because killing a program that was only slow

@@ -1,7 +1,8 @@
 //! One udev monitor for all requests that wait for links: a single socket, open only while there is
 //! a subscriber.
 //!
-//! Decides nothing: passes udev's messages about a device on to the subscribers of that device.
+//! This module decides nothing: it passes udev's messages about a device on to the subscribers of
+//! that device.
 
 use std::{
     collections::HashMap,

@@ -1,7 +1,7 @@
 //! A real machine: the Linux kernel, udev and the installed programs.
 //!
-//! One file per concern; this one ties them together. Knows nothing of pools. It is the only place
-//! in the workspace that calls the kernel.
+//! One file per concern; this one ties them together. This module knows nothing of pools. It is the
+//! only place in the workspace that calls the kernel.
 
 mod announce;
 mod clevis;

@@ -1,7 +1,7 @@
 //! udev's events about block devices, sent after its rules ran: the source of device events, and
 //! the trigger for all waits for udev.
 //!
-//! Turns each event into plain values; decides nothing about them.
+//! This module turns each event into plain values and decides nothing about them.
 
 use std::{
     io,

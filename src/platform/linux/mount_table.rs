@@ -1,4 +1,5 @@
-//! Mount tables of processes, each for its mount namespace. Knows nothing of what is mounted.
+//! Mount tables of processes, each for its mount namespace. This module knows nothing of what is
+//! mounted.
 
 use std::{
     collections::BTreeMap,

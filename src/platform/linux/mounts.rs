@@ -1,5 +1,5 @@
 //! The private directory: a small tmpfs at [`PRIVATE_DIRECTORY`] that no other program sees. The
-//! metadata volumes are mounted in it. Knows nothing of what is mounted.
+//! metadata volumes are mounted in it. This module knows nothing of what is mounted.
 
 use std::{
     fs, io,

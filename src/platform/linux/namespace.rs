@@ -11,7 +11,7 @@
 //! mounts over its root, and leaves the original tree beneath. A copy of that namespace has both
 //! trees. So the daemon also unmounts what lies beneath its root ([`let_go_beneath`]).
 //!
-//! Knows nothing of what the mounts are for.
+//! This module knows nothing of what the mounts are for.
 
 use std::{
     env, fs,

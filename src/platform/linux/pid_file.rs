@@ -1,5 +1,6 @@
 //! One daemon at a time: a locked file in `/run` that also contains the process ID
-//! (`docs/spec/engine/engine-behaviour.md` §1.2). Knows nothing of what the daemon does.
+//! (`docs/spec/engine/engine-behaviour.md` §1.2). This module knows nothing of what the daemon
+//! does.
 
 use std::{
     fs::{self, File, OpenOptions},

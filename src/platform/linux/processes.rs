@@ -11,7 +11,7 @@
 //! caller gets an error and continues; [`reap`] collects the child when it exits. [`running`] lists
 //! all children, hung ones included.
 //!
-//! Knows nothing of what the programs are for.
+//! This module knows nothing of what the programs are for.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Keeps the keys of a process off disks. Knows nothing of the keys.
+//! Keeps the keys of a process off disks. This module knows nothing of the keys.
 
 use std::io;
 

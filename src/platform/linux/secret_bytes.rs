@@ -1,4 +1,5 @@
-//! Secret bytes that can grow: memory that is left behind is wiped. Knows nothing of their content.
+//! Secret bytes that can grow: memory that is left behind is wiped. This module knows nothing of
+//! their content.
 
 use std::ops::Deref;
 

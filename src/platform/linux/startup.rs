@@ -1,5 +1,5 @@
 //! Prepares a machine for the daemon in the order of `docs/spec/engine/engine-behaviour.md` §1.3,
-//! with the checks on the way. Knows nothing of pools.
+//! with the checks on the way. This module knows nothing of pools.
 
 use std::{
     fs,

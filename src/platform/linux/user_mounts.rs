@@ -5,7 +5,7 @@
 //! `/proc/PROCESS/root`. The daemon keeps no descriptor of a namespace, because that would keep its
 //! mounts alive.
 //!
-//! Knows nothing of what is mounted.
+//! This module knows nothing of what is mounted.
 
 use std::{
     collections::BTreeSet,

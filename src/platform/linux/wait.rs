@@ -1,4 +1,4 @@
-//! Waiting for descriptors or for a short time. Knows nothing of what they stand for.
+//! Waiting for descriptors or for a short time. This module knows nothing of what they mean.
 
 use std::{
     io,

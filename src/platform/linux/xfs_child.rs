@@ -2,7 +2,7 @@
 //! xfs_growfs looks that up in its own mount namespace only.
 //!
 //! The child gets the root directory of the mount's namespace as standard input, and the expected
-//! device and the path as arguments. Knows nothing of who mounted what.
+//! device and the path as arguments. This module knows nothing of who mounted what.
 #![allow(unsafe_code)]
 
 use std::{

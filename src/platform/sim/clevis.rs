@@ -15,7 +15,7 @@
 //! - `sss` counts only: each part holds the whole secret, and as many parts as the threshold says
 //!   must be decrypted.
 //!
-//! Knows nothing of LUKS2, nor why a client is trusted.
+//! This module knows nothing of LUKS2, nor why a client is trusted.
 
 use data_encoding::BASE64URL_NOPAD;
 use rand::RngCore;

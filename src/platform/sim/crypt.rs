@@ -18,7 +18,7 @@
 //!   written, the first write flushes that header before the write uses the new encoding.
 //! - Discards are not passed down, as without `allow_discards`.
 //!
-//! Knows nothing of headers, of passphrases, or of how a re-encryption job proceeds.
+//! This module knows nothing of headers, of passphrases, or of how a re-encryption job proceeds.
 
 use std::ops::Range;
 

@@ -12,7 +12,7 @@
 //!   and that number stays dead. The disk comes back with another number, under any node.
 //! - A bad sector fails every read that touches it until it is written.
 //!
-//! Knows nothing of device-mapper, nor of what the bytes mean.
+//! This module knows nothing of device-mapper, nor of what the bytes mean.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -27,7 +27,7 @@
 //! refused with EINVAL). The origin serves all I/O of a cache: nothing is ever promoted. Crypt
 //! tables are made by opening a LUKS device (`crypt`) and refused in a load.
 //!
-//! Knows neither what names mean nor how a disk works.
+//! This module knows neither what names mean nor how a disk works.
 
 use nix::libc;
 

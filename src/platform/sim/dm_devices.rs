@@ -1,7 +1,7 @@
 //! Device-mapper devices as values: names, tables, open counts, running pools. The rules are in
 //! `dm`.
 //!
-//! Knows nothing of what a table does.
+//! This module knows nothing of what a table does.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -26,7 +26,7 @@
 //! - A closed gate holds calls of one kind before their effect, or a single one after it. No lock
 //!   is held meanwhile.
 //!
-//! Knows nothing of disks and devices: it counts, decides and waits.
+//! This module knows nothing of disks and devices: it counts, decides and waits.
 
 use std::{
     collections::BTreeMap,

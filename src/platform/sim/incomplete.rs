@@ -1,4 +1,5 @@
-//! I/O that does not complete: it has failed, or waits for an event. Knows nothing of devices.
+//! I/O that does not complete: it has failed, or waits for an event. This module knows nothing of
+//! devices.
 
 use nix::libc;
 

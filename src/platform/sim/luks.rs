@@ -15,8 +15,8 @@
 //!   already be in use, by users of its plaintext.
 //! - A format does not touch the data.
 //!
-//! `luks_reencrypt` runs re-encryption jobs. Knows nothing of pools, and of tokens only that each
-//! is an object with `type` and `keyslots`.
+//! `luks_reencrypt` runs re-encryption jobs. This module knows nothing of pools, and of tokens only
+//! that each is an object with `type` and `keyslots`.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 

@@ -9,7 +9,7 @@
 //! hot zone and for the rest; two more segments for the state before and after the job; and a
 //! keyslot of type `reencrypt`, whose area holds the data for recovery of the hot zone.
 //!
-//! Knows bytes and JSON, but not disks, keys and passphrases.
+//! This module knows bytes and JSON, but not disks, keys and passphrases.
 
 use std::{collections::BTreeMap, ffi::CStr, ops::Range};
 

@@ -15,7 +15,7 @@
 //! or the job resumed. After any interruption, the active crypt device serves all data. The rules
 //! of `luks` for headers apply here too.
 //!
-//! Knows nothing of who uses the data.
+//! This module knows nothing of who uses the data.
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 

@@ -1,6 +1,6 @@
 //! The bytes of a large, mostly empty device. All-zero pages take no memory.
 //!
-//! Knows nothing of sectors, caches or power.
+//! This module knows nothing of sectors, caches or power.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 

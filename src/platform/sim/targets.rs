@@ -1,7 +1,7 @@
 //! Tables of device-mapper devices: the checks at a load, the devices they hold, the status of
 //! their targets.
 //!
-//! The rules are in `dm`. Knows nothing of names, nor which table of a device is live.
+//! The rules are in `dm`. This module knows nothing of names, nor which table of a device is live.
 
 use std::collections::HashMap;
 

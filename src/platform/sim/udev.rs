@@ -14,7 +14,7 @@
 //!   holds links back, announcements wait; a test can also lose some. An announcement for a
 //!   suspended device waits for its resume.
 //!
-//! Knows nothing of pools.
+//! This module knows nothing of pools.
 
 use std::{
     ops::Range,

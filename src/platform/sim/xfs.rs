@@ -23,7 +23,7 @@
 //!   and a suspend with flush, everything. At a power cut, unsynced contents are lost, kept in part
 //!   (a prefix), or kept.
 //!
-//! Knows nothing of the contents of files.
+//! This module knows nothing of the contents of files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -17,11 +17,11 @@ pub enum ParkingFault {
     WakesNewest,
     /// A place that opens wakes a waiter although another request has the turn.
     WakesBesideTurn,
-    /// If a place opens during a turn, the end of that turn wakes nobody.
+    /// If a place opens during a turn, the end of that turn wakes no request.
     ForgetsOpening,
     /// A request that gives up its wait stays in the queue.
     StaysInQueue,
-    /// When the first waiter gives up, nobody checks whether the place is open for the next one.
+    /// When the first waiter gives up, no check is made whether the place is open for the next one.
     LeaverWakesNobody,
     // In the shell:
     /// The check whether the place is shut happens before the mutex is taken.

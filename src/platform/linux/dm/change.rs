@@ -1,7 +1,7 @@
 //! The two device-mapper calls that raise a udev event, resume and remove, synchronized with udev.
 //!
-//! The library makes these calls too, but waits for udev without a deadline. Knows nothing of what
-//! the devices are for.
+//! The library makes these calls too, but waits for udev without a deadline. This module knows
+//! nothing of what the devices are for.
 
 use std::{
     io,

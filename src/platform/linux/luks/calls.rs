@@ -1,6 +1,7 @@
 //! Serves requests in the child by calls of libcryptsetup.
 //!
-//! Runs in one thread of the child, because the library is not thread-safe. Knows nothing of pools.
+//! Runs in one thread of the child, because the library is not thread-safe. This module knows
+//! nothing of pools.
 
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::Path};
 

@@ -1,7 +1,7 @@
 //! The child's connection to the daemon: standard input and output, and the signals that end the
 //! child.
 //!
-//! Knows the frames, but not what they ask for.
+//! This module knows the frames, but not what the requests mean.
 
 use std::{
     fs::File,

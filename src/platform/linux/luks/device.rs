@@ -1,6 +1,6 @@
 //! A LUKS device as libcryptsetup sees it: its header, its keyslots and tokens, its volume keys.
 //!
-//! Knows nothing of the daemon, nor why a header is read or changed.
+//! This module knows nothing of the daemon, nor why a header is read or changed.
 
 use std::{
     collections::BTreeMap,

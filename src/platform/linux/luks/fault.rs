@@ -1,4 +1,5 @@
-//! Why the child cannot serve a request. Knows the library's errors and the daemon's answers.
+//! Why the child cannot serve a request. This module knows the library's errors and the daemon's
+//! answers.
 
 use std::io;
 

@@ -1,7 +1,7 @@
 //! Interprets the JSON of a LUKS2 header by its published format, so that its state is known
 //! without a key derivation.
 //!
-//! Knows nothing of where the JSON comes from.
+//! This module knows nothing of where the JSON comes from.
 
 use std::collections::{BTreeMap, BTreeSet};
 

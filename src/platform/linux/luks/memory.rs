@@ -1,4 +1,5 @@
-//! Limits how many keys are derived in parallel by the memory available. Knows nothing of keys.
+//! Limits how many keys are derived in parallel by the memory available. This module knows nothing
+//! of keys.
 //!
 //! A derivation takes the memory that was chosen when its keyslot was made, up to 1 GiB or half of
 //! that machine's memory. Eight at once would bring in the OOM killer.

@@ -2,8 +2,8 @@
 //! use.
 //!
 //! A job proceeds in steps. During a step, I/O to its hot zone waits. The header holds checksums of
-//! the blocks in the hot zone, so that a step that was cut short can be completed. Knows nothing of
-//! who uses the data.
+//! the blocks in the hot zone, so that a step that was cut short can be completed. This module
+//! knows nothing of who uses the data.
 
 use std::path::Path;
 

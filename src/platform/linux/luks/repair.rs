@@ -8,7 +8,7 @@
 //! a step only on a device that is not in use. So the child gives the library another device for
 //! the same disk, which is not in use.
 //!
-//! Knows device-mapper tables and headers, but not who uses the data.
+//! This module knows device-mapper tables and headers, but not who uses the data.
 
 use std::path::Path;
 

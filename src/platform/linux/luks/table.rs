@@ -1,7 +1,7 @@
 //! The device-mapper table of a crypt device, made from its header, for the cases in which
 //! libcryptsetup does not make it.
 //!
-//! Knows headers and tables, but not why a table is needed.
+//! This module knows headers and tables, but not why a table is needed.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 

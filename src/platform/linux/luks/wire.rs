@@ -3,8 +3,8 @@
 //!
 //! A frame is the length of a JSON text (4 bytes, little-endian), the number of secrets (1 byte),
 //! the text, and for each secret its length (2 bytes) and its bytes. So no secret is part of a
-//! text, and every buffer that secrets pass through is wiped. Knows nothing of LUKS2 beyond these
-//! values.
+//! text, and every buffer that secrets pass through is wiped. This module knows nothing of LUKS2
+//! beyond these values.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
