@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Topics {
     pools: Vec<PoolUuid>,
-    /// The update carries a reply, and the update does not say about which pools.
+    /// The update carries a reply about pools that are not known beforehand.
     any: bool,
 }
 

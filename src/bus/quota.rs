@@ -29,7 +29,7 @@ pub const TOTAL_MAX: u64 = 96 << 20;
 /// A caller with no more unread bytes than this is always answered.
 const SMALL: u64 = 64 << 10;
 /// Refusals are answers, too. A caller that has got this many refusals gets no more answers until
-/// it has read them.
+/// it has read its messages.
 const REFUSALS_MAX: u32 = 4096;
 /// Lists of one caller that may wait for their turn.
 const LISTS_MAX: usize = 16;

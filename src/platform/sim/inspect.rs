@@ -93,9 +93,8 @@ impl Sim {
         self.0.slow_calls.load(Ordering::Relaxed)
     }
 
-    /// Number of times a caller of [`Platform::write`] or
-    /// [`Platform::write_each`] has waited for a flush so
-    /// far.
+    /// Number of times a caller of [`Platform::write`] or [`Platform::write_each`] has waited for a
+    /// flush so far.
     pub fn flush_waits(&self) -> u64 {
         self.0.flush_waits.load(Ordering::Relaxed)
     }

@@ -28,9 +28,8 @@
 //! **Names are resolved at the grant.** A waiting request by name counts as a request for the entry
 //! that has the name now. A request for an entry that does not exist conflicts with WriteAll alone,
 //! since only WriteAll can create the entry; its grant is [`HeldAccess::Absent`], which holds
-//! nothing.
-//! Names change only under WriteAll, while every other request waits anyway. So no two holders, and
-//! no holder and overtaking request, ever disagree about what a name meant.
+//! nothing. Names change only under WriteAll, while every other request waits anyway. So no two
+//! holders, and no holder and overtaking request, ever disagree about what a name meant.
 //!
 //! An example with one entry `p`. W and R are requests to write and to read it, A is ReadAll, N a
 //! request for a name that no entry has:
