@@ -3,8 +3,8 @@
 //!
 //! A list of all objects is megabytes of entries that the tree keeps anyway. libdbus would copy the
 //! list twice and check it value by value, which takes longer than all the rest. So libdbus reads
-//! from the socket and the send queue writes to it: a message consists of its own bytes and of entries
-//! that it shares with the tree, and is written without copying them.
+//! from the socket and the send queue writes to it: a message consists of its own bytes and of
+//! entries that it shares with the tree, and is written without copying them.
 //!
 //! This module does not know the content of the messages.
 

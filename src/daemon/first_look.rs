@@ -264,8 +264,8 @@ mod tests {
         bench.end();
     }
 
-    /// A request about a pool that is being set up waits for the set-up, however long that takes. No
-    /// other request does.
+    /// A request about a pool that is being set up waits for the set-up, however long that takes.
+    /// No other request does.
     #[test]
     fn only_calls_about_an_unfinished_pool_wait() {
         let sim = machine();

@@ -6,8 +6,8 @@
 //! not answered after half the time is named in the log, before the other half is over.
 //!
 //! A step that hangs on a device is no reason to end the daemon: the next daemon would hang on the
-//! same device. So the job waits for no other job; it only takes the mutexes that every request takes
-//! (`Dispatcher::pass`).
+//! same device. So the job waits for no other job; it only takes the mutexes that every request
+//! takes (`Dispatcher::pass`).
 //!
 //! Without `$WATCHDOG_USEC`, `main` asks no thread. It asks none during a stop either: the stop has
 //! its own limits, and systemd ends its watchdog at `STOPPING=1`.

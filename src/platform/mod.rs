@@ -247,10 +247,10 @@ pub struct DeviceEvent {
     /// The device as the database describes it after the event; `None` when it is removed or not
     /// yet initialized.
     pub device: Option<BlockDevice>,
-    /// Name of a device-mapper device that has no link under `/dev/stratis` after this event. `None`
-    /// if the device has its link, is gone, or is not a device-mapper device, and for events that
-    /// answer an announcement: some always come between the creation of a filesystem and that of
-    /// its link.
+    /// Name of a device-mapper device that has no link under `/dev/stratis` after this event.
+    /// `None` if the device has its link, is gone, or is not a device-mapper device, and for events
+    /// that answer an announcement: some always come between the creation of a filesystem and that
+    /// of its link.
     pub unlinked: Option<String>,
 }
 

@@ -161,7 +161,8 @@ pub struct ReencryptionJob {
     pub kind: luks::ReencryptionMode,
     /// When it started.
     pub since: Timestamp,
-    /// The error that has stopped the job, as a sentence; `None` while it runs or resumes by itself.
+    /// The error that has stopped the job, as a sentence; `None` while it runs or resumes by
+    /// itself.
     pub error: Option<Arc<str>>,
     /// Bytes processed.
     done: AtomicU64,

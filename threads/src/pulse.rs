@@ -5,7 +5,8 @@
 //!
 //! # The promise
 //!
-//! - A thread that calls [`Pulse::beat`] after it was asked has answered. Until then it is *silent*.
+//! - A thread that calls [`Pulse::beat`] after it was asked has answered. Until then it is
+//!   *silent*.
 //! - A thread inside [`Pulse::away`] waits for another program without a time limit, which is no
 //!   fault of the thread. It counts as one that answers.
 //! - [`Round::answered`] gets one message per round, with the last answer. No other answer wakes a
@@ -75,8 +76,8 @@ impl Round {
         Self { members: Vec::new(), shared: PlainArc::new(shared), answered }
     }
 
-    /// Adds a thread. `ask` makes the thread go around its loop once, without blocking. `ask` gets the
-    /// thread's pulse, for members that answer elsewhere than in a loop.
+    /// Adds a thread. `ask` makes the thread go around its loop once, without blocking. `ask` gets
+    /// the thread's pulse, for members that answer elsewhere than in a loop.
     pub fn member(&mut self, name: &'static str, ask: Box<dyn Fn(&Pulse) + Send>) -> Pulse {
         self.members.push(AskedThread { name, ask });
         self.pulse(self.members.len() - 1)

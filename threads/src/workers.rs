@@ -5,7 +5,8 @@
 //! # The promise
 //!
 //! A job is *brief*, *slow* or in the *background*. Brief and slow jobs belong to a *share*: the
-//! part of the program's work that the job blocks if it hangs. Each class has its [`Bounds`], so that
+//! part of the program's work that the job blocks if it hangs. Each class has its [`Bounds`], so
+//! that
 //!
 //! - brief jobs never wait for slow ones, nor slow ones for brief ones;
 //! - a share whose jobs hang blocks only itself: every other share can run at least one job of each

@@ -50,11 +50,13 @@ const fn limit(seconds: u64, per_gib: u64) -> Option<Limit> {
 /// The table.
 const fn row(activity: Activity) -> Option<Limit> {
     match activity {
-        // Writes a log of up to 2 GiB and the headers of each allocation group; a slow disk takes 4 MiB/s.
+        // Writes a log of up to 2 GiB and the headers of each allocation group; a slow disk takes 4
+        // MiB/s.
         Activity::Run(Program::MkfsXfs) => limit(600, 1),
         // Clears the log and writes the headers of all allocation groups: as much as a format.
         Activity::Run(Program::XfsDb) => limit(600, 1),
-        // Reads all metadata, in any order: 4 KiB at a time, 500 reads a second, each block about twice.
+        // Reads all metadata, in any order: 4 KiB at a time, 500 reads a second, each block about
+        // twice.
         Activity::Run(Program::ThinCheck) => limit(300, 1200),
         // Reads as much as a check, and writes as much again.
         Activity::Run(Program::ThinRepair) => limit(600, 2400),

@@ -53,7 +53,8 @@ pub(super) fn namespace(process: &str) -> Option<u64> {
     fs::metadata(format!("/proc/{process}/ns/mnt")).ok().map(|found| found.ino())
 }
 
-/// Whether the root of this process is the lowest mount of its namespace, so nothing lies beneath it.
+/// Whether the root of this process is the lowest mount of its namespace, so nothing lies beneath
+/// it.
 ///
 /// # Errors
 /// When the table cannot be read.

@@ -168,7 +168,8 @@ impl Invocation<'_> {
 }
 
 /// Runs invocations in parallel. Hands over each result as it arrives, with the index of its
-/// invocation. `ended` returns `true` when it needs no more; the remaining children are then killed.
+/// invocation. `ended` returns `true` when it needs no more; the remaining children are then
+/// killed.
 pub(super) fn run_all(invocations: Vec<Invocation<'_>>, mut ended: impl FnMut(usize, io::Result<Finished>) -> bool) {
     let mut running = Vec::new();
     for (number, mut invocation) in invocations.into_iter().enumerate() {

@@ -566,8 +566,8 @@ impl<'a> Faults<'a> {
         self.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::FailBefore));
     }
 
-    /// Makes the next run of `program` whose arguments contain `arguments` end in this way, without effect.
-    /// Calls add up.
+    /// Makes the next run of `program` whose arguments contain `arguments` end in this way, without
+    /// effect. Calls add up.
     pub fn end_next(&self, program: Program, arguments: &str, end: ProgramEnd) {
         self.control.state.lock().kinds.push((CallKind::Run(program), arguments.to_owned(), PlannedFault::End(end)));
     }
@@ -593,8 +593,8 @@ impl<'a> Faults<'a> {
         self.control.state.lock().idle.push(program);
     }
 
-    /// Makes the next growth of an XFS whose mount point contains `at` succeed without effect. Calls
-    /// add up.
+    /// Makes the next growth of an XFS whose mount point contains `at` succeed without effect.
+    /// Calls add up.
     pub fn idle_growth(&self, at: &str) {
         self.control.state.lock().idle_growths.push(at.to_owned());
     }

@@ -37,7 +37,8 @@ impl Memory {
         Memory { limit, used: Mutex::new(Bytes::ZERO), freed: Condvar::new() }
     }
 
-    /// Waits until this much memory is free. Grants a request above the limit if it is the only one.
+    /// Waits until this much memory is free. Grants a request above the limit if it is the only
+    /// one.
     pub(super) fn take(&self, amount: Bytes) -> MemoryGrant<'_> {
         let mut used = self.used.lock();
         self.freed.wait_while(&mut used, |used| *used > Bytes::ZERO && used.saturating_add(amount) > self.limit);
