@@ -1,4 +1,4 @@
-//! The operations: each is a chain of steps ([`Step`]) that a client, an event or the daemon's
+//! The operations: each is a chain of steps ([`Step`](crate::engine::request::Step)) that a client, an event or the daemon's
 //! start asks for.
 //!
 //! Each operation first checks everything that can refuse it. It then claims what it will change,

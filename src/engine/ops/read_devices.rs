@@ -100,7 +100,7 @@ pub(super) fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
     Ok(now)
 }
 
-/// As [`settle`], for a set that is not in the registry.
+/// As [`settle`](super::identify::settle), for a set that is not in the registry.
 pub(super) fn settle_set(platform: &dyn Platform, pool: PoolUuid, set: &mut DeviceSet) {
     if let Some(doubt) = set.doubt(&[]) {
         set.note_ties(Ties::look(platform, pool, &doubt));

@@ -33,10 +33,10 @@ impl Linux {
     /// Prepares the machine: leaves the root mount namespace, checks programs and device-mapper,
     /// creates the private directory. Call it before any thread is started: only the calling thread
     /// changes its namespace, and later threads inherit it. The program must have called
-    /// [`run_as_child`] before.
+    /// [`run_as_child`](super::run_as_child) before.
     ///
     /// # Errors
-    /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; other
+    /// [`Error::Missing`] says what the machine lacks; other
     /// errors name the call that failed.
     pub fn start() -> Result<Linux> {
         secrecy::no_core_dumps().map_err(|fault| {
