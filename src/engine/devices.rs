@@ -12,7 +12,7 @@ use crate::{
         bda::{self, Bda, Repair},
         error::{Error, Result, list},
         layout::NewDevice,
-        luks_device::{LuksDevice, LuksFormat},
+        luks_devices::device::{LuksDevice, LuksFormat},
         metadata::{HeaderFlags, MetadataVersion, StaticHeader},
         undo::{Rollback, When},
     },

@@ -11,8 +11,7 @@ pub mod dm_names;
 pub mod encryption;
 pub mod error;
 mod layout;
-mod luks_device;
-mod luks_lifecycle;
+mod luks_devices;
 mod mdv;
 pub mod metadata;
 pub mod ops;
@@ -30,7 +29,6 @@ mod thin_growth;
 pub mod thin_status;
 mod ties;
 mod undo;
-mod volume_keys;
 mod xfs;
 
 use std::{

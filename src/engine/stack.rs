@@ -14,10 +14,10 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         layout,
+        luks_devices::volume_keys,
         metadata::{MetadataVersion, pool::Segment},
         plan::sizes,
         undo::{Rollback, When, mended},
-        volume_keys,
     },
     platform::{
         DeviceNumber, Platform,

@@ -6,11 +6,10 @@ use crate::{
     engine::{
         dm_names::{self, Role},
         error::Result,
-        luks_device::LuksDevice,
+        luks_devices::{device::LuksDevice, volume_keys},
         mdv::Mdv,
         registry::DeviceSet,
         stack::Stack,
-        volume_keys,
     },
     platform::Platform,
 };

@@ -16,7 +16,7 @@ use crate::{
         bda::{self, Bda, Choose},
         claims::{Claim, Key},
         error::{Error, Result},
-        luks_lifecycle::UnlockOptions,
+        luks_devices::lifecycle::UnlockOptions,
         metadata::PoolMetadata,
         ops::{
             leftovers::{self, clear_away},

@@ -10,7 +10,7 @@ use crate::{
         bda::{Bda, Repair},
         devices::Candidate,
         error::{Error, Result},
-        luks_device::LuksFormat,
+        luks_devices::device::LuksFormat,
         metadata::{HeaderFlags, PoolMetadata},
         plan::sizes::DEVICE_MIN,
         request::{Part, Step},

@@ -23,8 +23,10 @@ use crate::{
         encryption::{self, Assigned, BindRequest, Kind, NewBinding},
         error::{Error, Result},
         layout::{LayoutDraft, NewDevice},
-        luks_device::LuksFormat,
-        luks_lifecycle::{self, Prepared},
+        luks_devices::{
+            device::LuksFormat,
+            lifecycle::{self, Prepared},
+        },
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
         ops::candidates,
@@ -235,8 +237,8 @@ fn assemble(
     let mut header = None;
     for layer in shape.backstore() {
         if let (Role::Crypt, Some(prepared)) = (layer.role, prepared) {
-            let (layout, purpose) = (&luks_lifecycle::LAYOUT_V2, luks::FormatPurpose::New);
-            header = Some(luks_lifecycle::make(platform, &stack, prepared, layout, purpose, undo)?);
+            let (layout, purpose) = (&lifecycle::LAYOUT_V2, luks::FormatPurpose::New);
+            header = Some(lifecycle::make(platform, &stack, prepared, layout, purpose, undo)?);
         }
         create(platform, &mut stack, &layer, undo)?;
     }
@@ -275,7 +277,7 @@ fn create(platform: &dyn Platform, stack: &mut Stack, layer: &Layer, undo: &mut 
 }
 
 pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: Sectors) -> Result<()> {
-    luks_lifecycle::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
+    lifecycle::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
 }
 
 /// The metadata of a new pool, with the layout of its space (`docs/spec/engine/storage-stack.md`

@@ -15,8 +15,10 @@ use crate::{
         encryption::{Assigned, Binding, UnlockMethod},
         error::{Error, Result},
         layout::NewDevice,
-        luks_device::{LuksDevice, LuksFormat},
-        luks_lifecycle,
+        luks_devices::{
+            device::{LuksDevice, LuksFormat},
+            lifecycle,
+        },
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         ops::{
             cache, candidates,
@@ -196,7 +198,7 @@ impl LuksParameters {
         let LuksParameters { name, bindings, sector_size, proof } = self;
         if let Some(LuksDevice { device, bindings, .. }) = &proof {
             for binding in bindings.iter() {
-                luks_lifecycle::open(platform, &device.path, None, bindings, UnlockMethod::Token(binding.token), None)?;
+                lifecycle::open(platform, &device.path, None, bindings, UnlockMethod::Token(binding.token), None)?;
             }
         }
         Ok(LuksFormat { pool, name, bindings, sector_size })
@@ -340,7 +342,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
 fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let (platform, path, device) = (engine.platform(), luks_device.device.path.clone(), luks_device.id());
-        let volume_key = luks_lifecycle::open(platform, &path, None, &luks_device.bindings, UnlockMethod::Any, None);
+        let volume_key = lifecycle::open(platform, &path, None, &luks_device.bindings, UnlockMethod::Any, None);
         let volume_key = match volume_key {
             Ok(volume_key) => volume_key,
             Err(error) => return Step::Done(Err(error)),

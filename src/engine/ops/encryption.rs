@@ -2,7 +2,7 @@
 //!
 //! The bindings are stored in LUKS2 headers: version 2 has one header, version 1 has one below each
 //! member. Each change of a header is atomic. The changes are ordered so that the next set-up
-//! recognizes what a kill or a power cut between two of them has left ([`luks_lifecycle::mends`]).
+//! recognizes what a kill or a power cut between two of them has left ([`lifecycle::mends`]).
 //! A keyslot is made before its token. A token that changes its keyslot names both until the old
 //! one is destroyed. A keyslot is destroyed before its token is removed.
 //!
@@ -23,13 +23,15 @@ use crate::{
             plan_unbind, read_device_header, read_pool_header, with_keyslot,
         },
         error::{Error, Result},
-        luks_lifecycle::{self, Prepared},
+        luks_devices::{
+            lifecycle::{self, Prepared},
+            volume_keys,
+        },
         metadata::MetadataVersion,
         ops::pool_access::{read_pool, readable, unless_at_work, writable},
         pool::Pool,
         request::{Access, Mode, Step},
         undo::{Rollback, When},
-        volume_keys,
     },
     platform::{
         Platform,
@@ -173,7 +175,7 @@ fn carry_out(
             let Some(LuksLocation { device, .. }) = luks_devices.first() else { return Ok(false) };
             let header = read(platform, device)?;
             let bindings = bindings_of(version, &header)?;
-            luks_lifecycle::open(platform, device, None, &bindings, UnlockMethod::Token(binding.token), None)?;
+            lifecycle::open(platform, device, None, &bindings, UnlockMethod::Token(binding.token), None)?;
             Ok(false)
         }
         BindingChange::Add(assigned) => {
@@ -406,11 +408,7 @@ impl BindingToRemove {
         let mut changes = Vec::new();
         if !header.keyslots.contains(&binding.keyslot) {
             passphrase = encryption::passphrase(platform, &binding.mechanism)?;
-            changes.push(HeaderChange::AddKeyslot(luks_lifecycle::keyslot(
-                binding.kind(),
-                binding.keyslot,
-                &passphrase,
-            )));
+            changes.push(HeaderChange::AddKeyslot(lifecycle::keyslot(binding.kind(), binding.keyslot, &passphrase)));
         }
         changes.push(HeaderChange::PutToken(binding.token, token));
         with_key(platform, &device, &bindings_of(version, &header)?, &changes)
@@ -447,7 +445,7 @@ fn replace(
 /// Destroys a keyslot that has been replaced. `true`: the header has changed.
 fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
     let forget = || -> Result<bool> {
-        let changes = luks_lifecycle::mends(&read(platform, device)?);
+        let changes = lifecycle::mends(&read(platform, device)?);
         if changes.is_empty() {
             return Ok(false);
         }
@@ -495,7 +493,7 @@ fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'stat
         }
         Step::blocking(move |engine| {
             let platform = engine.platform();
-            let opened = luks_lifecycle::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None);
+            let opened = lifecycle::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None);
             let kept = opened.and_then(|key| Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?));
             if let Err(error) = kept {
                 log::warn!("pool {uuid} cannot grow, since its volume key was not found: {}", error.sentence());

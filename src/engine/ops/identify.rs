@@ -7,7 +7,7 @@ use crate::{
         Engine,
         claims::Key,
         error::Error,
-        luks_device::LuksDevice,
+        luks_devices::device::LuksDevice,
         ops::{leftovers::clear_unfinished, read_devices::read},
         registry::Seen,
         ties::Ties,

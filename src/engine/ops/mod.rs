@@ -54,7 +54,7 @@ pub use start::start_pool;
 pub use stop::{StopOutcome, stop_pool};
 
 /// How a pool is to be unlocked.
-pub use crate::engine::luks_lifecycle::UnlockOptions;
+pub use crate::engine::luks_devices::lifecycle::UnlockOptions;
 /// What a request for a new pool may contain, in the form that is recorded.
 pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, TagSpec};
 pub use crate::engine::setup::CacheTier;

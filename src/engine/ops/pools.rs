@@ -16,6 +16,7 @@ use crate::{
         bda::Choose,
         claims::{Claim, Key},
         error::{Error, Result},
+        luks_devices::volume_keys,
         ops::{
             bring_up::consider_named,
             links::{announce, when_linked},
@@ -26,7 +27,7 @@ use crate::{
         registry::DeviceSet,
         request::{Access, Granted, Mode, Step},
         setup::{self, DeviceToWipe},
-        take_down, volume_keys,
+        take_down,
     },
     platform::{PendingLinks, Platform, Timestamp},
     view::Availability,

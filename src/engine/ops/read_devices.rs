@@ -13,7 +13,7 @@ use crate::{
         bda::{Bda, Repair},
         dm_names,
         error::{Error, Result},
-        luks_device::LuksDevice,
+        luks_devices::device::LuksDevice,
         metadata::{MetadataVersion, PoolMetadata, StaticHeader},
         pool::Pool,
         registry::{DeviceSet, FoundDevice, Seen},

@@ -21,7 +21,7 @@ use crate::{
         dm_names::Role,
         encryption::{self, Assigned, Binding, EncryptionError, Kind, NewBinding, with_keyslot},
         error::{Error, Result},
-        luks_lifecycle::{self, Prepared},
+        luks_devices::lifecycle::{self, Prepared},
         metadata::MetadataVersion,
         ops::{
             check::and_use,
@@ -153,8 +153,8 @@ fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>
                 // A larger sector size could tear what file systems take for one sector.
                 let logical = |node: &String| Ok(platform.geometry(&platform.dm_node(node))?.logical);
                 let sector_size = nodes.iter().map(logical).collect::<Result<Vec<u32>>>()?.into_iter().min();
-                let layout = crate::platform::luks::HeaderLayout { sector_size, ..luks_lifecycle::LAYOUT_V2 };
-                luks_lifecycle::make(platform, &stack, &prepared, &layout, FormatPurpose::Encrypt, undo)
+                let layout = crate::platform::luks::HeaderLayout { sector_size, ..lifecycle::LAYOUT_V2 };
+                lifecycle::make(platform, &stack, &prepared, &layout, FormatPurpose::Encrypt, undo)
             });
             match made {
                 Ok((_, undo)) => enter(uuid, undo, claim),
@@ -293,7 +293,7 @@ fn prepare_new_key(
     }
     let each = passphrases.iter().zip(&free);
     let keyslots = each.clone().map(|((binding, passphrase), keyslot)| {
-        HeaderChange::AddNextKeyslot(luks_lifecycle::keyslot(binding.kind(), *keyslot, passphrase))
+        HeaderChange::AddNextKeyslot(lifecycle::keyslot(binding.kind(), *keyslot, passphrase))
     });
     let tokens = each.filter_map(|((binding, _), keyslot)| {
         let token = header.tokens.get(&binding.token)?;

@@ -16,7 +16,7 @@ use crate::{
         claims::{Claim, Key},
         encryption::{self, Bindings, KeyDescription, UnlockMethod},
         error::{Error, Result},
-        luks_lifecycle,
+        luks_devices::{lifecycle, volume_keys},
         metadata::MetadataVersion,
         ops::{
             encryption::{LuksLocation, bindings_of, luks_locations, read, read_headers},
@@ -25,7 +25,6 @@ use crate::{
         pool::Pool,
         request::{Access, Mode, Step, Wait},
         undo::mended,
-        volume_keys,
     },
     platform::{
         Platform,
@@ -266,7 +265,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
 fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, luks_device: &LuksLocation) {
     let renew = || -> Result<()> {
         let bindings = bindings_of(MetadataVersion::V2, &read(platform, &luks_device.device)?)?;
-        let key = luks_lifecycle::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None)?;
+        let key = lifecycle::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None)?;
         Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?)
     };
     if let Err(error) = renew() {
@@ -347,7 +346,7 @@ fn leave(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]
         return Ok(());
     }
     for (luks_device, header) in luks_devices.iter().zip(&headers) {
-        let changes = luks_lifecycle::mends(header);
+        let changes = lifecycle::mends(header);
         if !changes.is_empty() {
             platform.luks_change(&luks_device.device, None, &changes)?;
         }

@@ -6,8 +6,7 @@ use crate::{
         Engine,
         claims::Key,
         error::{Error, Result},
-        luks_device::LuksDevice,
-        luks_lifecycle::UnlockOptions,
+        luks_devices::{device::LuksDevice, lifecycle::UnlockOptions},
         ops::{
             bring_up::{Started, admissible, bring_up, not_up},
             leftovers,

@@ -13,6 +13,7 @@ use crate::{
         bda::Choose,
         claims::Key,
         error::{Error, Result},
+        luks_devices::volume_keys,
         ops::{
             bring_up::consider_named,
             filesystems, leftovers,
@@ -24,7 +25,7 @@ use crate::{
         pool::Pool,
         registry::{DeviceSet, DeviceSetVerdict},
         request::{Access, Granted, Mode, Share, Step},
-        setup, take_down, volume_keys,
+        setup, take_down,
     },
     platform::{self, Platform},
 };

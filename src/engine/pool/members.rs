@@ -13,7 +13,7 @@ use crate::{
         bda::{self, Bda},
         devices::{Candidate, Initialized},
         error::{Error, Result},
-        luks_device::LuksDevice,
+        luks_devices::device::LuksDevice,
         metadata::{HeaderFlags, StaticHeader},
     },
     platform::{BlockDevice, DeviceNumber, Geometry, Platform},

@@ -19,7 +19,7 @@ use crate::{
         bda::Bda,
         encryption::{EncryptionError, Info},
         error::Error,
-        luks_device::LuksDevice,
+        luks_devices::device::LuksDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata},
         pool::Pool,
         ties::{Carrier, Choice, Doubt, Ties},

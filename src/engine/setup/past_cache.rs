@@ -12,7 +12,7 @@ use crate::{
     engine::{
         bda::Choose,
         error::{Error, Result},
-        luks_lifecycle,
+        luks_devices::lifecycle,
         metadata::pool::Tier,
         plan::sizes,
         pool::Pool,
@@ -49,7 +49,7 @@ fn empty(platform: &dyn Platform, pool: &Pool, set: &DeviceSet, tier: &Tier) -> 
         let found = set.devices().find(|found| found.bda.header().device == segment.parent);
         let missing = || Error::NoDevice { pool: pool.name().clone(), device: segment.parent };
         let path = &found.ok_or_else(missing)?.device.path;
-        let wipe = || luks_lifecycle::wipe(platform, path, segment.start, length);
+        let wipe = || lifecycle::wipe(platform, path, segment.start, length);
         wipe().or_else(|_| wipe())?;
         left = left.saturating_sub(length);
     }

@@ -14,14 +14,16 @@ use crate::{
         dm_names::Role,
         encryption::{Info, Kind, UnlockMethod},
         error::{Error, Result},
-        luks_device::{self, LuksDevice},
-        luks_lifecycle::{self, UnlockOptions},
+        luks_devices::{
+            device::{self, LuksDevice},
+            lifecycle::{self, UnlockOptions},
+            volume_keys,
+        },
         metadata::PoolMetadata,
         pool::{Members, Pool},
         registry::DeviceSet,
         stack::remove_surely,
         undo::{Rollback, When},
-        volume_keys,
     },
     platform::{
         Platform,
@@ -46,7 +48,7 @@ pub(super) fn encryption_of(
     if luks_devices.len() < all {
         return Err(Error::PartlyEncrypted(uuid));
     }
-    if let Err(error) = luks_device::mend(platform, &mut luks_devices) {
+    if let Err(error) = device::mend(platform, &mut luks_devices) {
         log::warn!("pool {name}: what its devices say of its encryption could not be put right: {}", error.sentence());
     }
     for luks_device in
@@ -174,7 +176,7 @@ fn open_closed(
     let opened = name.clone();
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
-    let volume_key = luks_lifecycle::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
+    let volume_key = lifecycle::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
     let key_name = volume_keys::name(pool.uuid());
     let unset = key_name.clone();
     undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
@@ -197,7 +199,7 @@ fn adopt_luks_device(platform: &dyn Platform, pool: &mut Pool, device: &Path, ha
     let find = || {
         let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
         let keys = bindings.of_kind(Kind::Keyring);
-        let opened = luks_lifecycle::open(platform, device, None, &keys, UnlockMethod::Any, None);
+        let opened = lifecycle::open(platform, device, None, &keys, UnlockMethod::Any, None);
         opened.is_ok_and(|key| platform.volume_key_set(&key_name, &key).is_ok())
     };
     let found = known || has_time && find();
@@ -207,7 +209,7 @@ fn adopt_luks_device(platform: &dyn Platform, pool: &mut Pool, device: &Path, ha
 /// Removes what interrupted header changes have left: keyslots for a volume key that was never
 /// used.
 fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: &Header) {
-    let changes = luks_lifecycle::mends(header);
+    let changes = lifecycle::mends(header);
     if changes.is_empty() {
         return;
     }
@@ -222,7 +224,7 @@ pub(in crate::engine) fn drop_luks_device(platform: &dyn Platform, pool: &mut Po
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
     pool.stack.move_to_cap(platform, &pool.shape())?;
     pool.stack.remove(platform, Role::Crypt)?;
-    luks_lifecycle::wipe(platform, &device, Sectors::ZERO, pool.meta().crypt_reserved())
+    lifecycle::wipe(platform, &device, Sectors::ZERO, pool.meta().crypt_reserved())
 }
 
 #[cfg(test)]

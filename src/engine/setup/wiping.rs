@@ -7,8 +7,7 @@ use crate::{
     engine::{
         devices,
         error::{Error, Result},
-        luks_device::LuksDevice,
-        luks_lifecycle,
+        luks_devices::{device::LuksDevice, lifecycle},
         metadata::pool::Segment,
     },
     platform::{Platform, Timestamp},
@@ -30,7 +29,7 @@ impl DeviceToWipe<'_> {
     /// Wipes all but the Stratis area of a device: the parts of the pool's own LUKS device on it,
     /// and the LUKS device below it.
     fn wipe_other(&self, platform: &dyn Platform) -> Result<()> {
-        self.parts.iter().try_for_each(|part| luks_lifecycle::wipe(platform, self.path, part.start, part.length))?;
+        self.parts.iter().try_for_each(|part| lifecycle::wipe(platform, self.path, part.start, part.length))?;
         self.luks_device.map_or(Ok(()), |luks_device| luks_device.wipe(platform))
     }
 }

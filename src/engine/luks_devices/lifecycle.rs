@@ -18,10 +18,10 @@ use crate::{
             keyring_token,
         },
         error::Result,
+        luks_devices::volume_keys,
         plan::sizes,
         stack::{Stack, remove_surely},
         undo::{Rollback, When},
-        volume_keys,
     },
     platform::{
         Platform, WriteStep,

@@ -21,7 +21,7 @@ use crate::{
             keyring_token, read_device_header, unfinished_token,
         },
         error::{Error, Result},
-        luks_lifecycle::{self, LAYOUT_V1, Prepared, UnlockOptions},
+        luks_devices::lifecycle::{self, LAYOUT_V1, Prepared, UnlockOptions},
         stack::{remove_if_up, remove_surely},
         ties,
         undo::{Rollback, When},
@@ -113,7 +113,7 @@ impl LuksDevice {
             remove_surely(platform, &opened)
         });
         let given = unlock.passphrase.as_ref();
-        luks_lifecycle::open(platform, &self.device.path, Some(&name), &self.bindings, method, given)?;
+        lifecycle::open(platform, &self.device.path, Some(&name), &self.bindings, method, given)?;
         Ok(platform.find_device(&platform.dm_node(&name))?)
     }
 
@@ -140,7 +140,7 @@ impl LuksDevice {
             );
         }
         self.close(platform)?;
-        luks_lifecycle::wipe(platform, &self.device.path, Sectors::ZERO, self.data_offset)
+        lifecycle::wipe(platform, &self.device.path, Sectors::ZERO, self.data_offset)
     }
 
     /// Removes the mark of an unfinished LUKS device: its crypt device is initialized, so it
@@ -211,7 +211,7 @@ impl LuksFormat {
         let token = StratisToken::new(self.pool, DevUuid::from_random(platform.random()), &self.name);
         let path = device.path.clone();
         undo.push(When::Unused, format!("wipe {}", path.display()), move |platform| {
-            luks_lifecycle::wipe(platform, &path, Sectors::ZERO, LAYOUT_V1.data_offset)
+            lifecycle::wipe(platform, &path, Sectors::ZERO, LAYOUT_V1.data_offset)
         });
         let mut tokens: BTreeMap<u32, serde_json::Value> = prepared.tokens(0..NUMBERS);
         tokens.insert(STRATIS_TOKEN, token.to_value());
@@ -283,7 +283,7 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut LuksDevice]) -> Result<
         let path: PathBuf = device.device.path.clone();
         if changes.is_empty() {
             let Some(header) = platform.luks_read(&path)? else { continue };
-            changes = luks_lifecycle::mends(&header);
+            changes = lifecycle::mends(&header);
         }
         if !changes.is_empty() {
             log::info!("repairing the LUKS2 header of {} after interrupted changes", path.display());
