@@ -182,13 +182,13 @@ pub enum Error {
     VolumeKey { pool: PoolUuid },
     #[error(
         "pool {pool} is being {}; wait until that has finished (the engine state report shows its progress)",
-        work_word(*.work)
+        job_word(*.mode)
     )]
-    AtWork { pool: Name, work: ReencryptionMode },
+    ReencryptionRunning { pool: Name, mode: ReencryptionMode },
     #[error(
-        "pool {pool} is only partly {}: the job stopped ({why}); fix the cause and repeat the request to resume it", work_word(*.work)
+        "pool {pool} is only partly {}: the job stopped ({why}); fix the cause and repeat the request to resume it", job_word(*.mode)
     )]
-    WorkHalted { pool: Name, work: ReencryptionMode, why: String },
+    ReencryptionStopped { pool: Name, mode: ReencryptionMode, why: String },
     #[error(
         "the re-encryption job of pool {pool} was interrupted, because the {by}; it resumes when the pool is next set up, or \
          when the request is repeated"
@@ -198,8 +198,8 @@ pub enum Error {
         "the re-encryption job of pool {pool} was interrupted before it began, and nothing has changed; repeat the request"
     )]
     NotBegun { pool: Name },
-    #[error("pool {pool} is not completely {}, although the job reported success; repeat the request, and report this as a bug", work_word(*.work))]
-    WorkNotDone { pool: Name, work: ReencryptionMode },
+    #[error("pool {pool} is not completely {}, although the job reported success; repeat the request, and report this as a bug", job_word(*.mode))]
+    ReencryptionIncomplete { pool: Name, mode: ReencryptionMode },
     #[error("pool {pool} has metadata version 1, which does not support this; create a new pool and copy the data")]
     OnlyVersion2 { pool: Name },
     #[error("pool {pool} has used all thin device numbers; create a new pool and move the data there")]
@@ -375,8 +375,8 @@ impl Error {
 }
 
 /// The word for a job in messages.
-fn work_word(work: ReencryptionMode) -> &'static str {
-    match work {
+fn job_word(mode: ReencryptionMode) -> &'static str {
+    match mode {
         ReencryptionMode::Encrypt => "encrypted",
         ReencryptionMode::Reencrypt => "re-encrypted",
         ReencryptionMode::Decrypt => "decrypted",

@@ -159,7 +159,7 @@ fn device_events_do_not_wait_for_a_job() {
         event(&mut bench, DeviceAction::Change, SMALL);
         assert_eq!(sizes(&bench), (4, Some(8)), "{at}: it is shown at once");
         let grow = ops::grow_device(bench.id("p"), device_at(&bench, SMALL));
-        assert!(matches!(bench.run(grow), Err(Error::AtWork { .. })), "{at}");
+        assert!(matches!(bench.run(grow), Err(Error::ReencryptionRunning { .. })), "{at}");
         event(&mut bench, DeviceAction::Remove, SMALL);
         event(&mut bench, DeviceAction::Add, SMALL);
         assert!(bench.run(rest).unwrap(), "{at}");
@@ -241,17 +241,24 @@ fn requests_during_a_job_are_refused_at_once() {
         let rest = begun(&mut bench, work);
         for (what, request) in other_requests(&bench) {
             let error = bench.run(request).unwrap_err();
-            assert!(matches!(error, Error::AtWork { .. }), "{work:?} {version:?}, {what}: {}", error.sentence());
+            assert!(
+                matches!(error, Error::ReencryptionRunning { .. }),
+                "{work:?} {version:?}, {what}: {}",
+                error.sentence()
+            );
             assert!(error.sentence().contains("wait until that has finished"), "{}", error.sentence());
         }
         for other in [ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt] {
             let asked = ask(&bench, other);
-            assert!(matches!(bench.run(asked), Err(Error::AtWork { .. })), "{work:?} {version:?}, {other:?}");
+            assert!(
+                matches!(bench.run(asked), Err(Error::ReencryptionRunning { .. })),
+                "{work:?} {version:?}, {other:?}"
+            );
         }
         let renamed = bench.run(ops::rename_pool(bench.id("p"), name("q")));
         match version {
             // In version 1 the LUKS2 headers hold the name of the pool.
-            V1 => assert!(matches!(renamed, Err(Error::AtWork { .. })), "{renamed:?}"),
+            V1 => assert!(matches!(renamed, Err(Error::ReencryptionRunning { .. })), "{renamed:?}"),
             V2 => assert!(bench.run(ops::rename_pool(bench.id("q"), name("p"))).unwrap()),
         }
         assert!(bench.run(rest).unwrap());
@@ -441,7 +448,7 @@ fn a_job_without_its_key_waits_and_resumes() {
         assert!(why.as_ref().is_some_and(|why| why.contains("key k is not in the kernel's keyring")), "{at}: {why:?}");
         for (what, request) in other_requests(&bench) {
             let error = bench.run(request).unwrap_err();
-            assert!(matches!(error, Error::WorkHalted { .. }), "{at}, {what}: {}", error.sentence());
+            assert!(matches!(error, Error::ReencryptionStopped { .. }), "{at}, {what}: {}", error.sentence());
             assert!(error.sentence().contains("the job stopped"), "{}", error.sentence());
         }
         set_key(&mut bench, "l", "another");
@@ -501,7 +508,7 @@ fn a_job_that_panicked_resumes_on_request() {
     bench.run(Step::<()>::Done(()));
     let request = ops::unbind(bench.id("p"), Kind::Clevis, SlotRequest::Legacy);
     let error = bench.run(request).unwrap_err();
-    assert!(matches!(error, Error::WorkHalted { .. }), "{}", error.sentence());
+    assert!(matches!(error, Error::ReencryptionStopped { .. }), "{}", error.sentence());
     let asked = ask(&bench, ReencryptionMode::Reencrypt);
     assert!(bench.run(asked).unwrap());
     assert!(is_done(&bench, ReencryptionMode::Reencrypt) && mark(&bench) == 7);

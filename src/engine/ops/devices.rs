@@ -208,7 +208,7 @@ impl LuksParameters {
 /// The devices that are not in the tier yet.
 fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: DeviceAddition) -> Result<Vec<BlockDevice>> {
     purpose.check(pool)?;
-    pool.check_no_work()?;
+    pool.check_no_job()?;
     let tier = match purpose {
         DeviceAddition::Data => DeviceTier::Data,
         DeviceAddition::NewCache | DeviceAddition::MoreCache => DeviceTier::Cache,
@@ -276,7 +276,7 @@ fn take_in(
             Err(error) => return Step::Done(Err(undo.run(platform, error))),
         };
         // Another request may have restricted the pool meanwhile.
-        if let Err(error) = purpose.check(pool).and_then(|()| pool.check_no_work()) {
+        if let Err(error) = purpose.check(pool).and_then(|()| pool.check_no_job()) {
             return Step::Done(Err(undo.run(platform, error)));
         }
         let added = pool.members.admit(initialized);
@@ -326,7 +326,7 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 /// not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
     let chain = read_pool(uuid, move |_, pool| {
-        let usable = pool.check_requests_for_space().and_then(|()| pool.check_no_work());
+        let usable = pool.check_requests_for_space().and_then(|()| pool.check_no_job());
         let luks_device = usable.map(|()| pool.members.get(device).and_then(|member| member.luks_device.clone()));
         match luks_device {
             Ok(None) => change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
@@ -350,7 +350,7 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
         change(uuid, move |engine, pool| {
             let platform = engine.platform();
             pool.check_requests_for_space()?;
-            pool.check_no_work()?;
+            pool.check_no_job()?;
             let Some(member) = pool.members.get(device) else {
                 return Err(Error::NoDevice { pool: pool.name().clone(), device });
             };
@@ -381,7 +381,7 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
 /// the mark.
 fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
     pool.check_requests_for_space()?;
-    pool.check_no_work()?;
+    pool.check_no_job()?;
     let name = pool.name().clone();
     let is_data = pool.meta().data_devices().any(|uuid| uuid == device);
     let Some(member) = pool.members.get_mut(device) else { return Err(Error::NoDevice { pool: name, device }) };

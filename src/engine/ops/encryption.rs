@@ -131,7 +131,7 @@ fn change_bindings(
             Err(taken) => return unless_at_work(uuid, taken, change_bindings(uuid, plan)),
         };
         read_pool(uuid, move |engine, pool| {
-            let usable = pool.check_requests().and_then(|()| pool.check_no_work());
+            let usable = pool.check_requests().and_then(|()| pool.check_no_job());
             let planned = usable.and_then(|()| {
                 Ok(plan(pool.encryption()?)?
                     .map(|change| (change, pool.version(), luks_locations(engine.platform(), pool))))

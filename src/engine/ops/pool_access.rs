@@ -88,7 +88,7 @@ pub(super) fn unless_at_work<T: Send + 'static>(
     if taken == Wait::Key(Key::Drain(uuid)) {
         return Step::parked(taken, again);
     }
-    read_pool(uuid, move |_, pool| match pool.check_no_work() {
+    read_pool(uuid, move |_, pool| match pool.check_no_job() {
         Ok(()) => Step::parked(taken, again),
         Err(error) => Step::Done(Err(error)),
     })

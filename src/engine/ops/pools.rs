@@ -172,7 +172,7 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>
         // headers.
         let mut headers = None;
         if pool.luks_devices().next().is_some() {
-            if let Err(error) = pool.check_no_work() {
+            if let Err(error) = pool.check_no_job() {
                 return Step::Done(Err(error));
             }
             headers = match engine.claims().claim([Key::Encryption(uuid)]) {

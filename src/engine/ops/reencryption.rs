@@ -75,7 +75,7 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<JobOutlook> {
             return Ok(JobOutlook::Nothing);
         }
         (None, ReencryptionMode::Reencrypt, false) => return Err(Error::NothingToOpen { pool: pool.name().clone() }),
-        _ => pool.check_no_work()?,
+        _ => pool.check_no_job()?,
     }
     match (pool.version(), work) {
         (MetadataVersion::V1, ReencryptionMode::Encrypt | ReencryptionMode::Decrypt) => {
@@ -208,7 +208,7 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
         .and_then(|()| pool.stack.move_to_cap(platform, &pool.shape()));
     let Err(cause) = entered else {
         pool.note_volume_key(true);
-        pool.note_work(Some(Arc::new(view::ReencryptionJob::new(ReencryptionMode::Encrypt, platform.now()))));
+        pool.note_job(Some(Arc::new(view::ReencryptionJob::new(ReencryptionMode::Encrypt, platform.now()))));
         return Ok(());
     };
     pool.note_encryption(None);
@@ -328,7 +328,7 @@ fn announce(
         let pool = writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
         match (pool, undo) {
             (Ok(pool), undo) => {
-                pool.note_work(Some(Arc::new(view::ReencryptionJob::new(work, platform.now()))));
+                pool.note_job(Some(Arc::new(view::ReencryptionJob::new(work, platform.now()))));
                 // From here on the header says how the job continues.
                 if let Some(undo) = undo {
                     undo.forget();

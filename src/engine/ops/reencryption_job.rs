@@ -52,7 +52,7 @@ pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
 /// Continues a job that may have had to wait for this key.
 pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        match readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
+        match readable(granted, uuid).is_ok_and(|pool| pool.needs_for_job(&key)) {
             // The request that works on the pool may have looked for the key just before it was
             // set. Once that request has given up, the job is tried again.
             true => resume(uuid),
@@ -124,7 +124,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
             let mut work = pool.job().cloned()?;
             if work.error.is_some() {
                 work = Arc::new(view::ReencryptionJob::new(work.kind, work.since));
-                pool.note_work(Some(Arc::clone(&work)));
+                pool.note_job(Some(Arc::clone(&work)));
             }
             Some(JobContext { version: pool.version(), luks_devices, name: pool.name().clone(), work })
         });
@@ -351,7 +351,7 @@ fn leave(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]
             platform.luks_change(&luks_device.device, None, &changes)?;
         }
     }
-    pool.note_work(None);
+    pool.note_job(None);
     Ok(())
 }
 
@@ -360,7 +360,7 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
     let headers = read_headers(platform, &luks_devices)?;
     let wanted = if work == ReencryptionMode::Decrypt { DataEncryption::Clear } else { DataEncryption::Encrypted };
     if headers.iter().any(|header| header.state != wanted) {
-        return Err(Error::WorkNotDone { pool: pool.name().clone(), work });
+        return Err(Error::ReencryptionIncomplete { pool: pool.name().clone(), mode: work });
     }
     match work {
         ReencryptionMode::Encrypt => {
@@ -393,7 +393,7 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
             }
         }
     }
-    pool.note_work(None);
+    pool.note_job(None);
     log::info!("pool {} has completed its re-encryption job", pool.name());
     Ok(())
 }

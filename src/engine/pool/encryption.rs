@@ -112,30 +112,30 @@ impl Pool {
     }
 
     /// Notes a re-encryption job on the pool's data, or its end.
-    pub(in crate::engine) fn note_work(&mut self, work: Option<Arc<view::ReencryptionJob>>) {
-        self.encryption.job = work;
+    pub(in crate::engine) fn note_job(&mut self, job: Option<Arc<view::ReencryptionJob>>) {
+        self.encryption.job = job;
         self.show();
     }
 
     /// Notes that a re-encryption job, if there is one, is no longer being worked on.
     pub(in crate::engine) fn note_job_error(&mut self, why: &str) {
-        if let Some(work) = &self.encryption.job {
-            self.note_work(Some(Arc::new(work.stopped_by(why))));
+        if let Some(job) = &self.encryption.job {
+            self.note_job(Some(Arc::new(job.stopped_by(why))));
         }
     }
 
     /// Refuses what is impossible during a re-encryption job.
-    pub(in crate::engine) fn check_no_work(&self) -> Result<()> {
-        let Some(work) = &self.encryption.job else { return Ok(()) };
-        let (pool, kind) = (self.name.clone(), work.kind);
-        Err(match &work.error {
-            None => Error::AtWork { pool, work: kind },
-            Some(why) => Error::WorkHalted { pool, work: kind, why: why.to_string() },
+    pub(in crate::engine) fn check_no_job(&self) -> Result<()> {
+        let Some(job) = &self.encryption.job else { return Ok(()) };
+        let (pool, mode) = (self.name.clone(), job.kind);
+        Err(match &job.error {
+            None => Error::ReencryptionRunning { pool, mode },
+            Some(why) => Error::ReencryptionStopped { pool, mode, why: why.to_string() },
         })
     }
 
     /// Whether a re-encryption job may need this key.
-    pub(in crate::engine) fn wants_for_work(&self, key: &KeyDescription) -> bool {
+    pub(in crate::engine) fn needs_for_job(&self, key: &KeyDescription) -> bool {
         self.encryption.needs_for_job(key)
     }
 }

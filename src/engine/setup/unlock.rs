@@ -75,7 +75,7 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
         _ => None,
     });
     if let Some(mode) = unfinished {
-        pool.note_work(Some(Arc::new(view::ReencryptionJob::new(mode, platform.now()))));
+        pool.note_job(Some(Arc::new(view::ReencryptionJob::new(mode, platform.now()))));
     }
 }
 
@@ -154,7 +154,7 @@ pub(super) fn open_luks_device(
             let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
             pool.stack.ensure_all(platform, opened, undo)?;
             if let DataEncryption::Unfinished { mode, .. } = header.state {
-                pool.note_work(Some(Arc::new(view::ReencryptionJob::new(mode, platform.now()))));
+                pool.note_job(Some(Arc::new(view::ReencryptionJob::new(mode, platform.now()))));
             }
             mend_header(platform, pool, &device, &header);
             Ok(())
