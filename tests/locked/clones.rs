@@ -53,7 +53,7 @@ fn equal_containers_are_named_and_none_is_opened() {
 }
 
 #[test]
-fn the_luks_device_that_is_open_is_the_pools() {
+fn the_open_luks_device_is_the_pools() {
     let bench = pool();
     for clone in ["/dev/0", "/dev/z"] {
         clone_disk(&bench.sim, "/dev/a", clone);
