@@ -232,7 +232,7 @@ impl Bda {
     /// If writing fails. The other copy is then still intact.
     pub fn repair<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path) -> Result<()> {
         if let Some(half) = self.damaged {
-            log::warn!("writing one copy of the signature block of {} anew", path.display());
+            log::warn!("rewriting a damaged copy of the signature block of {}", path.display());
             carry_out(disks, path, &header::write_half(half, &self.header))?;
             self.damaged = None;
         }

@@ -179,6 +179,14 @@ impl<T: Send + 'static> Step<T> {
         Step::Locked(Access::Pool(pool.into(), Mode::Exclusive), Box::new(step))
     }
 
+    /// Asks for shared access to a pool.
+    pub fn read(
+        pool: impl Into<PoolRef>,
+        step: impl FnOnce(&Engine, Granted<'_>) -> Step<T> + Send + 'static,
+    ) -> Step<T> {
+        Step::locked(Access::Pool(pool.into(), Mode::Shared), step)
+    }
+
     /// Asks for exclusive access to a pool.
     pub fn write(
         pool: impl Into<PoolRef>,

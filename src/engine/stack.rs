@@ -471,7 +471,7 @@ pub fn ensure_device(
     if let Some(found) = platform.dm_find(name)? {
         if found.table.is_empty() {
             // The process that made it was killed before it could load a table.
-            log::warn!("{name} was left without a table; making it anew");
+            log::warn!("recreating {name}, which was left without a table");
             platform.dm_remove(name)?;
             return ensure_device(platform, name, table, visibility, undo);
         }

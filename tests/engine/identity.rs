@@ -102,14 +102,22 @@ fn equal_clones_keep_their_pool_down() {
     assert_eq!(watched.bench.stopped().list(), []);
 }
 
+/// Pool `p`, kept down by a clone of one of its two disks. Events of devices do not reach the daemon
+/// by themselves.
+fn kept_down_by_a_clone() -> Bench {
+    let sim = two_disks();
+    clone_disk(&sim, "/dev/a", "/dev/clone");
+    let mut bench = Bench::start(sim);
+    assert_eq!(bench.names(), Vec::<String>::new());
+    assert!(bench.start_pool("p").unwrap_err().sentence().contains("/dev/a, /dev/clone"));
+    bench
+}
+
 /// udev may lose the event. A device that has vanished clashes with nothing, even if the daemon
 /// still lists it.
 #[test]
 fn a_vanished_clone_clashes_no_more() {
-    let sim = two_disks();
-    clone_disk(&sim, "/dev/a", "/dev/clone");
-    let mut bench = Bench::start(sim);
-    assert!(bench.start_pool("p").unwrap_err().sentence().contains("/dev/a, /dev/clone"));
+    let mut bench = kept_down_by_a_clone();
     bench.sim.pull_disk(path("/dev/clone")).unwrap();
     assert!(bench.start_pool("p").unwrap());
 }
@@ -117,10 +125,7 @@ fn a_vanished_clone_clashes_no_more() {
 /// The next event of the original ends the clash.
 #[test]
 fn an_event_ends_a_clash_with_nothing() {
-    let sim = two_disks();
-    clone_disk(&sim, "/dev/a", "/dev/clone");
-    let mut bench = Bench::start(sim);
-    assert_eq!(bench.names(), Vec::<String>::new());
+    let mut bench = kept_down_by_a_clone();
     bench.sim.pull_disk(path("/dev/clone")).unwrap();
     let device = bench.sim.find_device(path("/dev/a")).ok();
     let changed = DeviceEvent { action: DeviceAction::Change, path: path("/dev/a").into(), device, unlinked: None };
@@ -131,10 +136,7 @@ fn an_event_ends_a_clash_with_nothing() {
 /// As [`a_vanished_clone_clashes_no_more`], for a clone that was overwritten.
 #[test]
 fn a_clone_overwritten_without_event_clashes_no_more() {
-    let sim = two_disks();
-    clone_disk(&sim, "/dev/a", "/dev/clone");
-    let mut bench = Bench::start(sim);
-    assert!(bench.start_pool("p").unwrap_err().sentence().contains("/dev/a, /dev/clone"));
+    let mut bench = kept_down_by_a_clone();
     bench.sim.put(path("/dev/clone"), 0, &[0; 1 << 20]).unwrap();
     assert!(bench.start_pool("p").unwrap());
 }

@@ -16,10 +16,7 @@ use stratisd::{
         error::Error::*,
         metadata::{IntegritySpec, MetadataVersion, TagSpec},
         ops::{self, NewFilesystem, NewPool},
-        plan::{
-            sector_rules::SectorError,
-            sizes::{self, SizeError},
-        },
+        plan::{sector_rules::SectorError, sizes::SizeError},
     },
     platform::{
         self, Platform,
@@ -281,7 +278,7 @@ fn bad_filesystems_are_refused() {
 fn sizes_that_no_block_device_has_are_refused() {
     const TOO_LARGE: [u128; 5] = [1 << 63, (1 << 64) - 512, 1 << 64, (1 << 64) + (1 << 30), (1 << 73) - 512];
     for bytes in TOO_LARGE {
-        let size = sizes::whole_sectors(Bytes(bytes)).unwrap();
+        let size = Bytes(bytes).sectors().unwrap();
         let mut bench = machine();
         let before = Witness::of(&bench);
         for size_limit in [None, Some(size)] {
@@ -299,7 +296,7 @@ fn sizes_that_no_block_device_has_are_refused() {
 #[test]
 fn a_size_limit_may_exceed_any_device() {
     for bytes in [1 << 63, 1 << 64, 9_444_732_965_739_290_426_880] {
-        let limit = sizes::whole_sectors(Bytes(bytes)).unwrap();
+        let limit = Bytes(bytes).sectors().unwrap();
         let mut bench = machine();
         bench.create_filesystems("p", &["f"]).unwrap();
         let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
@@ -322,7 +319,7 @@ fn a_size_limit_may_exceed_any_device() {
 #[test]
 fn the_largest_filesystem_can_be_made() {
     let mut bench = machine();
-    let largest = sizes::whole_sectors(Bytes((1 << 63) - 512)).unwrap();
+    let largest = Bytes((1 << 63) - 512).sectors().unwrap();
     let new = NewFilesystem { name: name("x"), size: Some(largest), size_limit: Some(largest) };
     bench.run(ops::create_filesystems(bench.id("p"), vec![new])).unwrap();
     bench.mark("p", "x", 7);

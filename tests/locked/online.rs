@@ -9,7 +9,7 @@ use stratisd::{
 use support::{
     bench::{Bench, GIB},
     disks,
-    keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},
+    keys::{adopted_without_key, by_key, by_tang, create, machine, set_key, shown, start, unset_key},
 };
 
 /// An unencrypted pool with marks in two filesystems.
@@ -175,10 +175,7 @@ fn encryption_uses_the_smallest_sector_of_the_pool() {
 /// After a restart of the daemon, a running pool may lack its volume key.
 #[test]
 fn a_job_without_the_volume_key_is_refused() {
-    let mut bench = machine();
-    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![by_key(None, "k")]).unwrap();
-    unset_key(&mut bench, "k");
-    let mut bench = Bench::start(bench.sim);
+    let mut bench = adopted_without_key();
     let before = bench.pool("p").unwrap();
     for refused in [ops::reencrypt_pool(bench.id("p")), ops::decrypt_pool(bench.id("p"))] {
         let refusal = bench.run(refused);

@@ -20,7 +20,7 @@ use stratisd::{
 };
 use support::{
     bench::{Bench, name},
-    keys::{by_key, by_tang, create, machine, secret, set_key, shown, start, unset_key},
+    keys::{adopted_without_key, by_key, by_tang, create, machine, secret, set_key, shown, start, unset_key},
 };
 
 const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
@@ -124,11 +124,7 @@ fn a_running_pool_is_adopted_with_its_key() {
 
 #[test]
 fn a_set_key_loads_an_adopted_volume_key() {
-    let mut bench = machine();
-    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![by_key(None, "k")]).unwrap();
-    unset_key(&mut bench, "k");
-    let mut bench = Bench::start(bench.sim);
-    assert!(!bench.pool("p").unwrap().volume_key_loaded);
+    let mut bench = adopted_without_key();
     let error = bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()]));
     set_key(&mut bench, "k", "another");
     assert!(!bench.pool("p").unwrap().volume_key_loaded);

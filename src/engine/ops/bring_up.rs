@@ -25,7 +25,7 @@ use crate::{
         },
         pool::Pool,
         registry::{DeviceSet, DeviceSetVerdict, STOPPED},
-        request::{Access, Granted, Mode, Step},
+        request::{Granted, Step},
         setup::{self, CacheTier},
         take_down,
         undo::Rollback,
@@ -39,7 +39,7 @@ pub(super) fn consider(uuid: PoolUuid) -> Step<()> {
             Ok(claim) => claim,
             Err(taken) => return Step::parked(taken, consider(uuid)),
         };
-        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        Step::read(uuid, move |engine, granted| {
             // The registry also knows devices that claim to belong to a running pool. They are kept
             // beside the pool.
             let set = if matches!(granted, Granted::Read(_)) { None } else { engine.registry().get(uuid) };
@@ -92,16 +92,16 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Step<
             if trouble.is_none() {
                 drop(leftovers::end(engine, uuid, &set));
             }
-            "its creation was never completed; the devices may be used anew".to_owned()
+            "its creation was never completed; its devices can be used for a new pool".to_owned()
         }
-        // A start or stop that was interrupted has left some of the pool's LUKS devices open.
-        locked @ DeviceSetVerdict::Locked => {
-            if !take_down::partly_up(engine.platform(), uuid) {
+        other => {
+            // A start or stop that was interrupted may have left some of the pool's LUKS devices
+            // open.
+            if matches!(other, DeviceSetVerdict::Locked) && !take_down::partly_up(engine.platform(), uuid) {
                 trouble = clear_away(engine, uuid, &set).err();
             }
-            locked.obstacle(uuid).map_or_else(String::new, |error| error.sentence())
+            other.obstacle(uuid).map_or_else(String::new, |error| error.sentence())
         }
-        other => other.obstacle(uuid).map_or_else(String::new, |error| error.sentence()),
     };
     log::info!("pool {uuid} is not set up: {reason}");
     let partial = take_down::partly_up(engine.platform(), uuid);
@@ -179,7 +179,7 @@ pub(super) fn bring_up(
             Ok(claim) => claim,
             Err(taken) => return Step::parked(taken, bring_up(uuid, set, metadata, cache, unlock, opened, claim)),
         };
-        Step::locked(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
+        Step::read(PoolRef::Name(name.clone()), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
             // A device of the pool may hang for hours or for ever, and must not occupy a worker.
             Step::background(move |engine| {
@@ -206,7 +206,7 @@ pub(super) fn bring_up(
 /// Checks again whether a name for which a pool was refused is free: the pool that had the name may
 /// have gone before the refusal was noted.
 fn unless_free<T: Send + 'static>(name: Name, refused: T) -> Step<T> {
-    Step::locked(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |engine, granted| {
+    Step::read(PoolRef::Name(name.clone()), move |engine, granted| {
         if matches!(granted, Granted::NoPool) {
             consider_named(engine, &name);
         }

@@ -32,7 +32,7 @@ use crate::{
         ops::candidates,
         plan::{sector_rules, sizes},
         pool::{self, Member, Members, Pool, sector_sizes},
-        request::{Access, Granted, Mode, Share, Step},
+        request::{Granted, Share, Step},
         setup,
         stack::{Layer, Stack},
         thin_devices::thin_metadata_size,
@@ -83,7 +83,7 @@ pub fn create_pool(new: NewPool) -> Step<Result<Option<Created>>> {
             Err(taken) => return Step::parked(taken, create_pool(new)),
         };
         let which = PoolRef::Name(new.name.clone());
-        Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+        Step::read(which, move |_, granted| match granted {
             Granted::Read(existing) => Step::Done(compare(existing, &found).map(|()| None)),
             _ => Step::blocking(move |engine| build(engine, new, found, &assigned, claim)),
         })

@@ -2,10 +2,7 @@
 //! appeared, changed its size, come back under another node, or gone.
 
 use crate::{
-    base::{
-        ids::{DevUuid, PoolUuid},
-        pool_ref::PoolRef,
-    },
+    base::ids::{DevUuid, PoolUuid},
     engine::{
         Engine,
         bda::{Bda, Repair},
@@ -15,7 +12,7 @@ use crate::{
             pool_access::{readable, writable},
         },
         registry::Moment,
-        request::{Access, Mode, Share, Step},
+        request::{Share, Step},
     },
     platform::{self, BlockDevice, DeviceAction, DeviceEvent},
 };
@@ -120,7 +117,7 @@ fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
 /// that leads to a lost device cannot be revived; such a device counts again only when the pool has
 /// been stopped.
 fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
-    Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+    Step::read(pool, move |_, granted| {
         let Ok(running) = readable(granted, pool) else { return Step::Done(()) };
         let known =
             running.members.get(id).filter(|member| member.luks_device.is_none() && !running.meta().is_in_use(id));
@@ -160,7 +157,7 @@ fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
 fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
     Step::slow(Share::Pool(pool), move |engine| {
         let Ok(geometry) = engine.platform().geometry(&found.path) else { return Step::Done(()) };
-        Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+        Step::read(pool, move |_, granted| {
             let known = match readable(granted, pool) {
                 // When an encrypted device changes its size, it is the LUKS device that reports it.
                 Ok(pool) => {

@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    base::{ids::PoolUuid, pool_ref::PoolRef},
+    base::ids::PoolUuid,
     engine::{
         Engine,
         claims::{Claim, Key},
@@ -30,7 +30,7 @@ use crate::{
         metadata::MetadataVersion,
         ops::pool_access::{read_pool, readable, unless_at_work, writable},
         pool::Pool,
-        request::{Access, Mode, Step},
+        request::Step,
         undo::{Rollback, When},
     },
     platform::{
@@ -476,7 +476,7 @@ pub(super) fn load_by_key(uuid: PoolUuid, description: KeyDescription) -> Step<(
 }
 
 fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'static) -> Step<()> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+    Step::read(uuid, move |engine, granted| {
         let Ok(pool) = readable(granted, uuid) else { return Step::Done(()) };
         let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else {
             return Step::Done(());

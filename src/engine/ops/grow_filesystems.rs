@@ -20,7 +20,6 @@ use std::{any::Any, collections::HashMap};
 use crate::{
     base::{
         ids::{FsUuid, PoolUuid},
-        pool_ref::PoolRef,
         units::{Bytes, Sectors},
     },
     engine::{
@@ -37,7 +36,7 @@ use crate::{
             sizes,
         },
         pool::{Filesystem, Pool},
-        request::{Access, Mode, Part, Step},
+        request::{Part, Step},
         stack, thin_devices,
         thin_status::State,
         undo::Rollback,
@@ -66,7 +65,7 @@ pub fn check_filesystems(uuid: PoolUuid) -> Step<()> {
 /// the same. Does nothing while another such check of the pool is under way: checks must not pile
 /// up behind a slow XFS.
 pub fn check_filesystems_now(uuid: PoolUuid) -> Step<Result<()>> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+    Step::read(uuid, move |engine, granted| {
         let Ok(pool) = readable(granted, uuid) else { return Step::Done(Ok(())) };
         if pool.check_changes().is_err() || pool.filesystems.is_empty() || !may_grow(pool) {
             return Step::Done(Ok(()));

@@ -12,17 +12,14 @@
 use std::time::Duration;
 
 use crate::{
-    base::{
-        ids::{FsUuid, PoolUuid},
-        pool_ref::PoolRef,
-    },
+    base::ids::{FsUuid, PoolUuid},
     engine::{
         Engine,
         awaited_links::AwaitedMark,
         dm_names,
         ops::pool_access::readable,
         pool::{Filesystem, Pool},
-        request::{Access, Granted, Mode, Step},
+        request::{Granted, Step},
     },
     platform::{Announcement, PendingLinks},
 };
@@ -90,13 +87,13 @@ pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Step<()> {
             if due.is_empty() { Step::Done(()) } else { ask_again(uuid, due) }
         })
     };
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), look)
+    Step::read(uuid, look)
 }
 
 /// Requests links again, under the pool's lock. Thus udev gets names in the order in which they are
 /// assigned: if a filesystem is also being renamed, the last name that udev gets is the valid one.
 fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Step<()> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+    Step::read(uuid, move |engine, granted| {
         let mut missing = wanted(granted, uuid, None);
         missing.retain(|filesystem| due.contains(&filesystem.filesystem) && !engine.platform().is_linked(filesystem));
         if missing.is_empty() {

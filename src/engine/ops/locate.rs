@@ -4,7 +4,7 @@ use crate::{
     base::{ids::PoolUuid, pool_ref::PoolRef},
     engine::{
         error::Result,
-        request::{Access, Granted, Mode, Step},
+        request::{Granted, Step},
     },
 };
 
@@ -18,14 +18,14 @@ pub(super) enum PoolState {
 
 /// Finds a pool.
 pub(super) fn locate(which: PoolRef) -> Step<Result<PoolState>> {
-    Step::locked(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
+    Step::read(which.clone(), move |engine, granted| match granted {
         Granted::Read(pool) => Step::Done(Ok(PoolState::Running(pool.uuid()))),
         _ => {
             let stopped = engine.registry().resolve(&which);
             match stopped {
                 Ok(uuid) => Step::Done(Ok(PoolState::Stopped(uuid))),
                 // The pool may have started between the two lookups.
-                Err(error) => Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+                Err(error) => Step::read(which, move |_, granted| match granted {
                     Granted::Read(pool) => Step::Done(Ok(PoolState::Running(pool.uuid()))),
                     _ => Step::Done(Err(error)),
                 }),

@@ -2,13 +2,13 @@
 //! not available, and the wait for sole use of a pool.
 
 use crate::{
-    base::{ids::PoolUuid, pool_ref::PoolRef},
+    base::ids::PoolUuid,
     engine::{
         Engine,
         claims::{Claim, Key},
         error::{Error, Result},
         pool::Pool,
-        request::{Access, Granted, Mode, Step, Wait},
+        request::{Granted, Step, Wait},
     },
 };
 
@@ -47,11 +47,9 @@ pub(super) fn read_pool<T: Send + 'static>(
     uuid: PoolUuid,
     step: impl FnOnce(&Engine, &Pool) -> Step<Result<T>> + Send + 'static,
 ) -> Step<Result<T>> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        match readable(granted, uuid) {
-            Ok(pool) => step(engine, pool),
-            Err(error) => Step::Done(Err(error)),
-        }
+    Step::read(uuid, move |engine, granted| match readable(granted, uuid) {
+        Ok(pool) => step(engine, pool),
+        Err(error) => Step::Done(Err(error)),
     })
 }
 

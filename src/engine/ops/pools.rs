@@ -133,7 +133,7 @@ pub fn rename_pool(uuid: PoolUuid, name: Name) -> Step<Result<bool>> {
             Err(taken) => return Step::parked(taken, rename_pool(uuid, name)),
         };
         let which = PoolRef::Name(name.clone());
-        Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+        Step::read(which, move |_, granted| match granted {
             Granted::Read(other) if other.uuid() != uuid => Step::Done(Err(Error::PoolNameTaken(name))),
             _ => rename_claimed(uuid, name, claim),
         })
@@ -207,7 +207,7 @@ const TOLD_AT_ONCE: usize = 256;
 /// pools would wait; without any lock, a name that is assigned meanwhile could be announced before
 /// the former name.
 fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+    Step::read(uuid, move |engine, granted| {
         let Ok(pool) = readable(granted, uuid) else { return wait_for_all(links) };
         let mut next = pool.filesystems.after(after).take(TOLD_AT_ONCE).peekable();
         if next.peek().is_none() {

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::{
-    base::{ids::PoolUuid, pool_ref::PoolRef, units::Bytes},
+    base::{ids::PoolUuid, units::Bytes},
     engine::{
         Engine,
         bda::Choose,
@@ -23,7 +23,7 @@ use crate::{
             pool_access::{read_pool, readable, writable, write_pool},
         },
         pool::Pool,
-        request::{Access, Mode, Step, Wait},
+        request::{Step, Wait},
         undo::mended,
     },
     platform::{
@@ -51,7 +51,7 @@ pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
 
 /// Continues a job that may have had to wait for this key.
 pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Step<()> {
-    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+    Step::read(uuid, move |_, granted| {
         match readable(granted, uuid).is_ok_and(|pool| pool.needs_for_job(&key)) {
             // The request that works on the pool may have looked for the key just before it was
             // set. Once that request has given up, the job is tried again.
@@ -139,7 +139,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
                     return finish(uuid, job, Err(error), claim);
                 }
                 if interrupted && engine.is_ending() {
-                    return Step::Done(Err(job.interrupted("daemon ends")));
+                    return Step::Done(Err(job.interrupted("daemon is stopping")));
                 }
                 if interrupted {
                     drop(claim);
@@ -170,11 +170,13 @@ fn wait_and_go_on(uuid: PoolUuid, job: JobContext) -> Step<Result<()>> {
         true => Step::parked(Key::Drain(uuid), wait_and_go_on(uuid, job)),
         false => go_on(uuid).then(move |done| match done {
             Err(Error::NoPool(_)) => Step::Done(Err(job.interrupted("pool has been stopped"))),
-            Ok(()) => Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+            Ok(()) => Step::read(uuid, move |_, granted| {
                 Step::Done(match readable(granted, uuid) {
                     // When a job is interrupted between two devices of version 1, only the job in
                     // memory knows how to continue, and reading the pool again has discarded that.
-                    Ok(pool) if !job.is_recorded(pool) => Err(job.interrupted("pool has been looked at anew")),
+                    Ok(pool) if !job.is_recorded(pool) => {
+                        Err(job.interrupted("pool has been read again from its devices"))
+                    }
                     _ => Ok(()),
                 })
             }),
@@ -185,7 +187,7 @@ fn wait_and_go_on(uuid: PoolUuid, job: JobContext) -> Step<Result<()>> {
 
 fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> Result<ReencryptionEnd> {
     let platform = engine.platform();
-    let told = std::sync::atomic::AtomicU64::new(0);
+    let logged = std::sync::atomic::AtomicU64::new(0);
     let count = job.luks_devices.len() as u64;
     for (at, luks_device) in job.luks_devices.iter().enumerate() {
         let at = at as u64;
@@ -196,7 +198,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
             let done_in_all = total.saturating_mul(at).saturating_add(done);
             job.work.note(done_in_all, total.saturating_mul(count), platform.now());
             let tenths = done / total.div_ceil(10).max(1);
-            if told.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
+            if logged.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
                 log::info!(
                     "the re-encryption job of pool {} has done {} % of {}",
                     job.name,

@@ -14,7 +14,7 @@ use crate::{
             read_devices::{read, renew},
         },
         registry::{DeviceSet, DeviceSetVerdict, Seen},
-        request::{Access, Granted, Mode, Share, Step},
+        request::{Granted, Share, Step},
         setup::CacheTier,
         take_down,
         undo::Rollback,
@@ -32,7 +32,7 @@ pub fn start_pool(which: PoolRef, unlock: UnlockOptions, cache: CacheTier) -> St
 
 fn already(uuid: PoolUuid, unlock: UnlockOptions, cache: CacheTier) -> Step<Result<Option<Started>>> {
     let which = PoolRef::Uuid(uuid);
-    Step::locked(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
+    Step::read(which.clone(), move |_, granted| match granted {
         Granted::Read(pool) if pool.is_encrypted() => Step::Done(Ok(None)),
         Granted::Read(pool) => Step::Done(check_unneeded(&unlock, pool.name()).map(|()| None)),
         // The pool has been stopped meanwhile.

@@ -48,8 +48,6 @@ pub enum SizeError {
     ThinMetadataSize(String),
     #[error("the pool's {} are too small for a thin pool; use larger or more devices", .usable.readable())]
     TooSmall { usable: Sectors },
-    #[error("a size of {0} is not a multiple of {SECTOR} bytes; round it")]
-    PartOfSector(Bytes),
     #[error("a size of {} is not a multiple of the pool's logical sector size of {} bytes; round it", .size.bytes(), .sector.bytes().0)]
     PartOfPoolSector { size: Sectors, sector: Sectors },
     #[error("a filesystem of {} is too small; it must have at least {}", .0.readable(), FILESYSTEM_MIN.readable())]
@@ -182,17 +180,6 @@ pub fn blocks(size: Sectors) -> DataBlocks {
 /// The size of data blocks. Saturates at the largest size.
 pub fn sectors(blocks: DataBlocks) -> Sectors {
     Sectors(blocks.0.saturating_mul(DATA_BLOCK.0))
-}
-
-/// Converts a number of bytes from a client into sectors.
-///
-/// # Errors
-/// If it is not a whole number of sectors, or larger than any device.
-pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
-    if !size.0.is_multiple_of(u128::from(SECTOR)) {
-        return Err(SizeError::PartOfSector(size));
-    }
-    size.sectors().ok_or(SizeError::Overflow)
 }
 
 /// Checks the size and size limit of a new filesystem in a pool with this logical sector size.

@@ -49,7 +49,7 @@ pub(super) fn encryption_of(
         return Err(Error::PartlyEncrypted(uuid));
     }
     if let Err(error) = device::mend(platform, &mut luks_devices) {
-        log::warn!("pool {name}: what its devices say of its encryption could not be put right: {}", error.sentence());
+        log::warn!("pool {name}: cannot repair the LUKS2 headers of its devices: {}", error.sentence());
     }
     for luks_device in
         luks_devices.iter_mut().filter(|luks_device| luks_device.token.pool_name.as_deref() != Some(name))
@@ -91,7 +91,7 @@ pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta:
                 log::warn!("{path} could not be wiped: {}", error.sentence());
             }
         } else if let Err(error) = luks_device.close(platform) {
-            log::warn!("{path} is none of the pool's and could not be closed: {}", error.sentence());
+            log::warn!("cannot close {path}, which does not belong to the pool: {}", error.sentence());
         }
     }
 }

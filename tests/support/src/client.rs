@@ -377,39 +377,27 @@ fn entries<'a>(iter: &mut Iter<'a>) -> Vec<Iter<'a>> {
     entries
 }
 
+/// The entries of a dictionary: each key as a text, and the iterator at the value.
+fn keyed<'a>(iter: &mut Iter<'a>) -> impl Iterator<Item = (String, Iter<'a>)> {
+    entries(iter).into_iter().map(|mut entry| {
+        let key = text(&mut entry);
+        entry.next();
+        (key, entry)
+    })
+}
+
 fn properties(iter: &mut Iter<'_>) -> BTreeMap<String, String> {
-    entries(iter)
-        .into_iter()
-        .map(|mut entry| {
-            let name = text(&mut entry);
-            entry.next();
-            (name, text(&mut entry))
-        })
-        .collect()
+    keyed(iter).map(|(name, mut value)| (name, text(&mut value))).collect()
 }
 
 /// Parses a value of type `a{sa{sv}}`.
 fn interfaces(iter: &mut Iter<'_>) -> Interfaces {
-    entries(iter)
-        .into_iter()
-        .map(|mut entry| {
-            let name = text(&mut entry);
-            entry.next();
-            (name, properties(&mut entry))
-        })
-        .collect()
+    keyed(iter).map(|(name, mut value)| (name, properties(&mut value))).collect()
 }
 
 /// All objects in a list, with all their properties.
 pub fn objects(list: &Message) -> BTreeMap<String, Interfaces> {
-    entries(&mut list.iter_init())
-        .into_iter()
-        .map(|mut entry| {
-            let path = text(&mut entry);
-            entry.next();
-            (path, interfaces(&mut entry))
-        })
-        .collect()
+    keyed(&mut list.iter_init()).map(|(path, mut value)| (path, interfaces(&mut value))).collect()
 }
 
 /// The paths of the objects in a list.
@@ -420,24 +408,16 @@ pub fn paths(list: &Message) -> BTreeSet<String> {
 /// The path of each object in a list, with its kind and one property: the name of a pool or
 /// filesystem, the user info of a device.
 pub fn labels(list: &Message) -> Vec<(String, Label)> {
-    entries(&mut list.iter_init())
-        .into_iter()
-        .map(|mut entry| {
-            let path = text(&mut entry);
-            entry.next();
-            (path, label(&interfaces_of_last_revision(&mut entry)).expect("every object has the newest revision"))
-        })
+    let label_of = |value: &mut Iter<'_>| label(&interfaces_of_last_revision(value));
+    keyed(&mut list.iter_init())
+        .map(|(path, mut value)| (path, label_of(&mut value).expect("every object has the newest revision")))
         .collect()
 }
 
 fn interfaces_of_last_revision(iter: &mut Iter<'_>) -> Interfaces {
-    entries(iter)
-        .into_iter()
-        .filter_map(|mut entry| {
-            let name = text(&mut entry);
-            entry.next();
-            name.ends_with("r9").then(|| (name, properties(&mut entry)))
-        })
+    keyed(iter)
+        .filter(|(name, _)| name.ends_with("r9"))
+        .map(|(name, mut value)| (name, properties(&mut value)))
         .collect()
 }
 

@@ -71,6 +71,16 @@ pub fn create(
     bench.run(ops::create_pool(new)).map(|created| created.is_some())
 }
 
+/// An encrypted pool `p` that runs while the daemon has started without its key `k`.
+pub fn adopted_without_key() -> Bench {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![by_key(None, "k")]).unwrap();
+    unset_key(&mut bench, "k");
+    let bench = Bench::start(bench.sim);
+    assert!(!bench.pool("p").unwrap().volume_key_loaded);
+    bench
+}
+
 /// Starts a pool.
 pub fn start(bench: &mut Bench, pool: &str, method: Option<UnlockMethod>, passphrase: Option<&str>) -> Result<bool> {
     let unlock = UnlockOptions { method, passphrase: passphrase.map(secret) };
