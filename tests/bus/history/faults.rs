@@ -95,9 +95,7 @@ pub fn stale_read(history: &mut History) -> bool {
 /// Of two reads during the destruction of a filesystem, the first finds it gone and the second
 /// finds its name.
 pub fn read_goes_back(history: &mut History) -> bool {
-    let Some(call) = cause(history, |what| matches!(what, What::DestroyFilesystem { .. })) else { return false };
-    let What::DestroyFilesystem { path } = &call.what else { return false };
-    let (path, begin, end) = (path.clone(), call.begin, call.end);
+    let Some((path, begin, end)) = destruction_after_creation(history) else { return false };
     let mut heard = history.clients[2].heard.iter().filter_map(|event| match event {
         Event::Added(at, label) if *at == path => Some(super::record::text(label).to_owned()),
         Event::Labelled(at, label) if *at == path => Some(label.clone()),
@@ -112,6 +110,32 @@ pub fn read_goes_back(history: &mut History) -> bool {
         history.clients[2].calls.push(Call { begin, end: begin + 1, what, answer, heard: 0 });
     }
     true
+}
+
+/// The path, the begin and the end of a call that destroyed a filesystem, and that began after the
+/// reply to the call that created it.
+///
+/// A client can destroy a filesystem as soon as it has received the signal about it, which is
+/// before the creation is replied to. During such a destruction "gone" could also mean "not yet
+/// created", so the reads above would be correct.
+fn destruction_after_creation(history: &History) -> Option<(String, u64, u64)> {
+    const READS_FIT: u64 = 8;
+    let calls = || history.clients.iter().flat_map(|stream| &stream.calls);
+    let created = |path: &String, before: u64| {
+        calls().any(|call| {
+            matches!(call.what, What::CreateFilesystem { .. })
+                && matches!(&call.answer, Answer::Changed(made) if made.contains(path))
+                && call.end < before
+        })
+    };
+    middle(calls().filter_map(|call| match (&call.what, &call.answer) {
+        (What::DestroyFilesystem { path }, Answer::Changed(_))
+            if call.end - call.begin >= READS_FIT && created(path, call.begin) =>
+        {
+            Some((path.clone(), call.begin, call.end))
+        }
+        _ => None,
+    }))
 }
 
 /// A list shows one object in a state that it never had together with the others.
