@@ -6,6 +6,11 @@ LIBEXECDIR ?= $(PREFIX)/libexec
 DATADIR    ?= $(PREFIX)/share
 UDEVDIR    ?= $(PREFIX)/lib/udev
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
+UNITEXECDIR ?= $(PREFIX)/lib/systemd
+UNITGENDIR ?= $(PREFIX)/lib/systemd/system-generators
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+DRACUTDIR  ?= $(PREFIX)/lib/dracut
+INITRAMFSTOOLSDIR ?= $(DATADIR)/initramfs-tools
 INSTALL    ?= /usr/bin/install
 DESTDIR    ?=
 # release, or debug for a quick build
@@ -20,6 +25,15 @@ STATIC      = $(BUILT)/static
 # A debug build suffices for a first look; real disks get the release build.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
+# Built statically: udev runs the first for many events, and in the initrd, which may have no libraries.
+STATIC_PROGRAMS = $(UDEV_PROGRAMS) stratis-generator
+GENERATORS    = stratis-setup-generator stratis-clevis-setup-generator
+UNITS         = stratisd.service stratisd-min-postinitrd.service stratis-fstab-setup@.service \
+                stratis-fstab-setup-with-network@.service
+STRATISDATADIR = $(DATADIR)/stratisd
+# Installs a file with the paths filled in: source, target, mode.
+fill_in       = sed $(foreach path,LIBEXECDIR UDEVDIR UNITEXECDIR UNITGENDIR STRATISDATADIR,-e 's|@$(path)@|$($(path))|g') \
+                    $(1) | $(INSTALL) -D -m $(3) /dev/stdin $(DESTDIR)$(2)
 # Keeps glibc from returning the memory of each simulated machine, and of each large read, to the kernel.
 KEEP_MEMORY = MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=16777216 MALLOC_MMAP_THRESHOLD_=33554432
 # Fails unless a program is statically linked.
@@ -28,10 +42,11 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts crash-states crash-points crash-pairs \
+        structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts boots crash-states crash-points crash-pairs \
         test-machine-longer build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
-        install install-daemon install-udev install-dbus install-systemd uninstall
+        install install-daemon install-udev install-dbus install-systemd install-boot install-generators install-dracut \
+        install-initramfs-tools uninstall
 
 help: ## this guide
 	@echo "stratisd, a storage daemon. New here: \`make run\` starts it on simulated disks and shows a first session,"
@@ -67,11 +82,11 @@ machine-image: ## build what the throw-away machine boots from (root; once)
 ## Test it
 
 test: ## run everything that CI runs
-	@scripts/setup build run machine
+	@scripts/setup build run test machine
 	@scripts/test
 
 test-quick: ## the same without the throw-away machine
-	@scripts/setup build run
+	@scripts/setup build run test
 	@scripts/test --quick
 
 test-machine: setup-machine ## test on a real kernel in the throw-away machine; ONLY=name runs one scenario
@@ -97,6 +112,9 @@ power-cuts: build-for-machine ## fifty power cuts in the throw-away machine
 
 encryption-cuts: build-for-machine ## power cuts during encryption, re-encryption and decryption, fifty of each (two hours)
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario cut-encryption --seeds 1..50
+
+boots: build-for-machine ## boot the throw-away machine from a pool, COUNT=100 times, and count the failures (half an hour)
+	BOOTS=$(or $(COUNT),100) tests/machine/tests --built $(TARGET_DIR)/debug --vm uml --scenario boot-count
 
 crash-states: build-for-machine ## five hundred states of lost, reordered and torn writes in the throw-away machine
 	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200
@@ -125,11 +143,11 @@ setup-machine:
 	@scripts/setup build run machine
 
 setup: ## install all system packages that the other commands need
-	@scripts/setup build run disks machine
+	@scripts/setup build run test disks machine
 
 ## Build and install
 
-build: build-daemon build-udev-programs ## build the daemon and the udev programs
+build: build-daemon build-udev-programs ## build the daemon, the udev programs and the systemd generators
 
 build-daemon:
 	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd
@@ -137,14 +155,16 @@ build-daemon:
 build-machine-checks:
 	@$(CARGO) build $(CARGO_FLAGS) --example platform_machine
 
-# udev runs these for many events, and in the initrd, which may have no libraries: they must be static.
 build-udev-programs:
-	@mkdir -p $(STATIC); for program in $(UDEV_PROGRAMS); do \
+	@mkdir -p $(STATIC); for program in $(STATIC_PROGRAMS); do \
 	    $(CARGO) rustc $(CARGO_FLAGS) --bin $$program -- -C target-feature=+crt-static && cp $(BUILT)/$$program $(STATIC)/ || exit 1; \
 	    $(call is_static,$$program); \
 	done
 
-install: install-daemon install-udev install-dbus install-systemd ## install what `make build` built (root)
+install: install-daemon install-udev install-dbus install-systemd install-boot ## install what `make build` built (root)
+
+# What boots from pools: the initrd's part, for dracut and for initramfs-tools.
+install-boot: install-generators install-dracut install-initramfs-tools
 
 install-daemon:
 	$(INSTALL) -D -m 0755 $(BUILT)/stratisd $(DESTDIR)$(LIBEXECDIR)/stratisd
@@ -160,11 +180,42 @@ install-dbus:
 	$(INSTALL) -D -m 0644 dbus/stratisd.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf
 
 install-systemd:
-	$(INSTALL) -d $(DESTDIR)$(UNITDIR)
-	sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' systemd/stratisd.service > $(DESTDIR)$(UNITDIR)/stratisd.service
-	chmod 0644 $(DESTDIR)$(UNITDIR)/stratisd.service
+	$(foreach unit,$(UNITS),$(call fill_in,systemd/$(unit),$(UNITDIR)/$(unit),0644) &&) true
+	$(INSTALL) -D -m 0755 boot/stratis-fstab-setup $(DESTDIR)$(UNITEXECDIR)/stratis-fstab-setup
+	$(INSTALL) -D -m 0644 boot/stratis-setup-functions $(DESTDIR)$(UNITEXECDIR)/stratis-setup-functions
+	$(INSTALL) -D -m 0644 systemd/stratisd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/stratisd.conf
+
+install-generators:
+	$(call is_static,stratis-generator)
+	$(INSTALL) -D -m 0755 $(STATIC)/stratis-generator $(DESTDIR)$(UNITGENDIR)/stratis-setup-generator
+	ln -f $(DESTDIR)$(UNITGENDIR)/stratis-setup-generator $(DESTDIR)$(UNITGENDIR)/stratis-clevis-setup-generator
+	$(INSTALL) -D -m 0644 boot/contents.sh $(DESTDIR)$(STRATISDATADIR)/initrd-contents.sh
+
+DRACUT_MODULE = $(DRACUTDIR)/modules.d/50stratis
+
+install-dracut:
+	$(call fill_in,boot/dracut/50stratis/module-setup.sh,$(DRACUT_MODULE)/module-setup.sh,0755)
+	$(call fill_in,boot/stratisd-min.service,$(DRACUT_MODULE)/stratisd-min.service,0644)
+	$(INSTALL) -D -m 0755 boot/stratis-rootfs-setup $(DESTDIR)$(DRACUT_MODULE)/stratis-rootfs-setup
+	$(INSTALL) -D -m 0644 udev/61-stratisd.rules $(DESTDIR)$(DRACUT_MODULE)/61-stratisd.rules
+	$(call fill_in,boot/dracut/50stratis-clevis/module-setup.sh,$(DRACUT_MODULE)-clevis/module-setup.sh,0755)
+	$(INSTALL) -D -m 0755 boot/stratis-clevis-rootfs-setup $(DESTDIR)$(DRACUT_MODULE)-clevis/stratis-clevis-rootfs-setup
+
+install-initramfs-tools:
+	$(call fill_in,boot/initramfs-tools/hook,$(INITRAMFSTOOLSDIR)/hooks/stratis,0755)
+	$(call fill_in,boot/initramfs-tools/hook-clevis,$(INITRAMFSTOOLSDIR)/hooks/stratis-clevis,0755)
+	$(INSTALL) -D -m 0644 boot/initramfs-tools/conf-hook $(DESTDIR)$(INITRAMFSTOOLSDIR)/conf-hooks.d/stratis
+	$(call fill_in,boot/initramfs-tools/local-top,$(INITRAMFSTOOLSDIR)/scripts/local-top/stratis,0755)
+	$(INSTALL) -D -m 0755 boot/initramfs-tools/local-block $(DESTDIR)$(INITRAMFSTOOLSDIR)/scripts/local-block/stratis
+	$(INSTALL) -D -m 0644 boot/initramfs-tools/setup $(DESTDIR)$(STRATISDATADIR)/initramfs-tools-setup
 
 uninstall: ## remove what `make install` installed (root)
 	rm -f $(DESTDIR)$(LIBEXECDIR)/stratisd $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules \
 	    $(addprefix $(DESTDIR)$(UDEVDIR)/,$(UDEV_PROGRAMS)) \
-	    $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf $(DESTDIR)$(UNITDIR)/stratisd.service
+	    $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) \
+	    $(addprefix $(DESTDIR)$(UNITEXECDIR)/,stratis-fstab-setup stratis-setup-functions) \
+	    $(DESTDIR)$(TMPFILESDIR)/stratisd.conf $(addprefix $(DESTDIR)$(UNITGENDIR)/,$(GENERATORS)) \
+	    $(addprefix $(DESTDIR)$(STRATISDATADIR)/,initrd-contents.sh initramfs-tools-setup) \
+	    $(addprefix $(DESTDIR)$(INITRAMFSTOOLSDIR)/,hooks/stratis hooks/stratis-clevis conf-hooks.d/stratis \
+	        scripts/local-top/stratis scripts/local-block/stratis)
+	rm -rf $(DESTDIR)$(DRACUT_MODULE) $(DESTDIR)$(DRACUT_MODULE)-clevis

@@ -42,6 +42,7 @@ use std::{
 use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
+pub use self::clevis::programs_to_decrypt;
 use self::{
     clevis::Clevis, devices::DeviceAccess, dm::Mapper, files::PrivateDirectory, listener::Listener, luks::Luks,
     namespace::Origin, programs::Programs,

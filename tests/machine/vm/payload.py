@@ -12,7 +12,7 @@ from shell import Failure, run
 PROJECT = Path(__file__).resolve().parents[3]
 GUEST_SCRIPTS = Path(__file__).resolve().parent.parent / "guest"
 # The built programs to install, stripped: copying debug information would take seconds.
-PROGRAMS = ["stratisd", "static/stratis-base32-decode", "static/stratis-str-cmp"]
+PROGRAMS = ["stratisd", "static/stratis-base32-decode", "static/stratis-str-cmp", "static/stratis-generator"]
 # The checks of the platform (../platform): an example of the daemon's package, because it is no
 # `cargo test`.
 PLATFORM_CHECKS = "examples/platform_machine"
@@ -33,6 +33,6 @@ def gather(built, share):
     shutil.copytree(GUEST_SCRIPTS, share, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     # The machine also tests `make run` on real disks.
     shutil.copytree(PROJECT / "scripts", share / "project/scripts")
-    for name in ("Makefile", "udev", "dbus", "systemd"):
+    for name in ("Makefile", "boot", "udev", "dbus", "systemd"):
         source = PROJECT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, share / "project" / name)

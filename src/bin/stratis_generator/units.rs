@@ -1,0 +1,107 @@
+//! The units that the generators write.
+
+/// A generator, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Generator {
+    /// Starts the pools; asks for a passphrase if one is needed.
+    Setup,
+    /// Unlocks them by Clevis when the network is up.
+    ClevisSetup,
+}
+
+/// Both scripts come with the modules that put them into the initrd.
+const SETUP_SCRIPT: &str = "/usr/lib/systemd/stratis-rootfs-setup";
+const CLEVIS_SCRIPT: &str = "/usr/lib/systemd/stratis-clevis-rootfs-setup";
+
+impl Generator {
+    pub(super) fn by_name(name: &str) -> Option<Generator> {
+        match name {
+            "stratis-setup-generator" => Some(Generator::Setup),
+            "stratis-clevis-setup-generator" => Some(Generator::ClevisSetup),
+            _ => None,
+        }
+    }
+
+    pub(super) fn unit_name(self) -> &'static str {
+        match self {
+            Generator::Setup => "stratis-setup.service",
+            Generator::ClevisSetup => "stratis-clevis-setup.service",
+        }
+    }
+
+    /// The target that wants the unit. The unit of Clevis is wanted by the other one.
+    pub(super) fn wanted_by(self) -> Option<&'static str> {
+        (self == Generator::Setup).then_some("initrd.target")
+    }
+
+    /// The unit that starts these pools.
+    ///
+    /// The passphrase does not wait for Clevis by an order of the units: a network that never comes
+    /// up would keep the prompt away. The script waits, with a limit. So a server that is down
+    /// isolates no emergency.target either; only a pool that is not started in the end does.
+    pub(super) fn unit(self, pools: &[String]) -> String {
+        let pools = pools.join(" ");
+        match self {
+            Generator::Setup => format!(
+                "# Written by stratis-setup-generator.\n\
+                 [Unit]\n\
+                 Description=setup for Stratis root filesystem\n\
+                 Documentation=man:stratisd(8)\n\
+                 SourcePath=/proc/cmdline\n\
+                 DefaultDependencies=no\n\
+                 Conflicts=shutdown.target\n\
+                 OnFailure=emergency.target\n\
+                 OnFailureJobMode=isolate\n\
+                 Wants=stratisd-min.service systemd-ask-password-console.service stratis-clevis-setup.service\n\
+                 After=paths.target systemd-ask-password-console.service stratisd-min.service\n\
+                 Before=initrd.target shutdown.target\n\
+                 \n\
+                 [Service]\n\
+                 Type=oneshot\n\
+                 RemainAfterExit=yes\n\
+                 Environment='STRATIS_ROOTFS_UUID={pools}'\n\
+                 ExecStart={SETUP_SCRIPT}\n"
+            ),
+            Generator::ClevisSetup => format!(
+                "# Written by stratis-clevis-setup-generator.\n\
+                 [Unit]\n\
+                 Description=setup for Stratis root filesystem using Clevis\n\
+                 Documentation=man:stratisd(8)\n\
+                 SourcePath=/proc/cmdline\n\
+                 DefaultDependencies=no\n\
+                 Conflicts=shutdown.target\n\
+                 Wants=stratisd-min.service network-online.target\n\
+                 After=stratisd-min.service network-online.target\n\
+                 Before=shutdown.target\n\
+                 \n\
+                 [Service]\n\
+                 Type=oneshot\n\
+                 RemainAfterExit=yes\n\
+                 Environment='STRATIS_ROOTFS_UUID={pools}'\n\
+                 ExecStart={CLEVIS_SCRIPT}\n"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_full_names_are_generators() {
+        assert_eq!(Generator::by_name("stratis-setup-generator"), Some(Generator::Setup));
+        assert_eq!(Generator::by_name("stratis-clevis-setup-generator"), Some(Generator::ClevisSetup));
+        for name in ["", "stratis-generator", "setup-generator"] {
+            assert_eq!(Generator::by_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_failed_clevis_isolates_nothing() {
+        let pools = ["7f951e31-059b-48bd-ba8c-4fd0405974e5".to_owned()];
+        let (setup, clevis) = (Generator::Setup.unit(&pools), Generator::ClevisSetup.unit(&pools));
+        assert!(setup.contains("OnFailure=emergency.target") && !clevis.contains("OnFailure"));
+        assert!(!clevis.contains("Before=stratis-setup.service") && !setup.contains("network-online"));
+    }
+}
