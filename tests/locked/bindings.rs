@@ -194,3 +194,26 @@ fn a_failed_rebind_locks_nobody_out() {
         }
     }
 }
+
+/// A binding that was removed from one device of two is made again when the other cannot be
+/// changed.
+#[test]
+fn an_unbind_that_fails_is_undone() {
+    let mut bench = machine();
+    let bindings = vec![by_key(Some(1), "k"), by_tang(Some(2), "http://t")];
+    create(&mut bench, MetadataVersion::V1, "p", &["/dev/a", "/dev/b"], bindings).unwrap();
+    let nodes: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
+    let headers = |bench: &Bench| {
+        let header = |node: &std::path::PathBuf| bench.sim.header(node).unwrap();
+        nodes.iter().map(header).map(|header| (header.keyslots, header.tokens)).collect::<Vec<_>>()
+    };
+    let before = (headers(&bench), shown(&bench, "p"));
+    bench.sim.faults().break_from(bench.sim.steps(), &nodes[1].to_string_lossy());
+    let pool = bench.id("p");
+    let unbound = bench.run(ops::unbind(pool, Kind::Clevis, SlotRequest::Legacy));
+    assert!(unbound.is_err(), "{unbound:?}");
+    bench.sim.faults().clear();
+    assert_eq!((headers(&bench), shown(&bench, "p")), before);
+    bench.stop_pool("p").unwrap();
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Token(2)), None).unwrap());
+}

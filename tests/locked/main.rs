@@ -5,6 +5,7 @@
 // not in their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod beginning;
 mod bindings;
 mod clones;
 mod destroy;

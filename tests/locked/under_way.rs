@@ -28,14 +28,14 @@ use support::{
 };
 
 const V1: MetadataVersion = MetadataVersion::V1;
-const V2: MetadataVersion = MetadataVersion::V2;
-const URL: &str = "http://tang";
-const SMALL: &str = "/dev/small";
+pub const V2: MetadataVersion = MetadataVersion::V2;
+pub const URL: &str = "http://tang";
+pub const SMALL: &str = "/dev/small";
 /// The longest wait for a thread to reach a point.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Every job, and the metadata version of its pool.
-const WORKS: [(ReencryptionMode, MetadataVersion); 4] = [
+pub const WORKS: [(ReencryptionMode, MetadataVersion); 4] = [
     (ReencryptionMode::Encrypt, V2),
     (ReencryptionMode::Reencrypt, V2),
     (ReencryptionMode::Reencrypt, V1),
@@ -43,7 +43,7 @@ const WORKS: [(ReencryptionMode, MetadataVersion); 4] = [
 ];
 
 /// A pool with a mark in a filesystem, encrypted if the job needs that.
-fn pool(sim: Sim, work: ReencryptionMode, version: MetadataVersion) -> Bench {
+pub fn pool(sim: Sim, work: ReencryptionMode, version: MetadataVersion) -> Bench {
     let mut bench = Bench::start(sim);
     set_key(&mut bench, "k", "secret of k");
     set_key(&mut bench, "l", "secret of l");
@@ -58,7 +58,7 @@ fn pool(sim: Sim, work: ReencryptionMode, version: MetadataVersion) -> Bench {
     bench
 }
 
-fn ask(bench: &Bench, work: ReencryptionMode) -> Step<Result<bool>> {
+pub fn ask(bench: &Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     match work {
         ReencryptionMode::Encrypt => ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k"), by_tang(None, URL)]),
         ReencryptionMode::Reencrypt => ops::reencrypt_pool(bench.id("p")),
@@ -67,7 +67,7 @@ fn ask(bench: &Bench, work: ReencryptionMode) -> Step<Result<bool>> {
 }
 
 /// Runs the chain up to the first matching step, and returns the rest.
-fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step<T>> {
+pub fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step<T>> {
     if is_meant(&next) {
         return Step::Done(next);
     }
@@ -89,7 +89,7 @@ fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step
 }
 
 /// Runs a job up to its background step.
-fn begun(bench: &mut Bench, work: ReencryptionMode) -> Step<Result<bool>> {
+pub fn begun(bench: &mut Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     let asked = ask(bench, work);
     let rest = bench.run(until(asked, |next| matches!(next, Step::Background(_))));
     assert!(matches!(rest, Step::Background(_)), "it has not come so far");
@@ -97,19 +97,19 @@ fn begun(bench: &mut Bench, work: ReencryptionMode) -> Step<Result<bool>> {
 }
 
 /// Runs another request until it waits for the job to stop.
-fn waiting<T: 'static>(bench: &mut Bench, asked: Step<T>) -> Step<T> {
+pub fn waiting<T: 'static>(bench: &mut Bench, asked: Step<T>) -> Step<T> {
     let rest = bench.run(until(asked, |next| matches!(next, Step::Parked(..))));
     let Step::Parked(_, rest) = rest else { panic!("it does not wait") };
     *rest
 }
 
 /// Runs the background step of the job, and returns the rest.
-fn long<T>(engine: &Engine, next: Step<T>) -> Step<T> {
+pub fn long<T>(engine: &Engine, next: Step<T>) -> Step<T> {
     let Step::Background(step) = next else { panic!("it is a step that takes hours") };
     step(engine)
 }
 
-fn mark(bench: &Bench) -> u8 {
+pub fn mark(bench: &Bench) -> u8 {
     bench.mark_of(bench.id("p"), bench.filesystem("p", "f"))
 }
 
@@ -131,7 +131,7 @@ fn event(bench: &mut Bench, action: DeviceAction, path: &str) {
     bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device, unlinked: None }));
 }
 
-fn is_done(bench: &Bench, work: ReencryptionMode) -> bool {
+pub fn is_done(bench: &Bench, work: ReencryptionMode) -> bool {
     let pool = bench.pool("p").unwrap();
     match work {
         ReencryptionMode::Encrypt => pool.encryption.is_some() && pool.reencryption.is_none(),
@@ -220,7 +220,7 @@ fn an_unrecorded_growth_is_taken_back() {
 }
 
 /// Requests that would change LUKS devices or the devices below them.
-fn other_requests(bench: &Bench) -> Vec<(&'static str, Step<Result<()>>)> {
+pub fn other_requests(bench: &Bench) -> Vec<(&'static str, Step<Result<()>>)> {
     let pool = bench.id("p");
     let unit = |chain: Step<Result<bool>>| chain.map(|result| result.map(drop));
     let added = |chain: Step<Result<Vec<_>>>| chain.map(|result| result.map(drop));
@@ -368,7 +368,7 @@ fn a_job_interrupted_between_devices_has_begun() {
 }
 
 /// The devices below the LUKS devices of the pool.
-fn luks_devices(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf> {
+pub fn luks_devices(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf> {
     match version {
         V1 => vec![SMALL.into(), "/dev/b".into()],
         V2 => vec![bench.sim.dm_node(&Role::Cache.name(bench.id("p")))],
@@ -376,7 +376,7 @@ fn luks_devices(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathB
 }
 
 /// The keyslots of each LUKS device, empty for a device without a LUKS2 header.
-fn keyslots(bench: &Bench, version: MetadataVersion) -> Vec<BTreeSet<u32>> {
+pub fn keyslots(bench: &Bench, version: MetadataVersion) -> Vec<BTreeSet<u32>> {
     let header = |path: std::path::PathBuf| bench.sim.header(&path);
     luks_devices(bench, version)
         .into_iter()

@@ -23,6 +23,7 @@
 //!   ([`Faults::end_next`]).
 //! - A program can be planned to do nothing and exit successfully.
 //! - A planned panic strikes before the effect of its step, as a defect of the caller would.
+//! - After a given number of steps, every step can be made to panic, so that an endless loop ends.
 //! - A closed gate holds calls of one kind before their effect, or a single one after it. No lock
 //!   is held meanwhile.
 //!
@@ -299,6 +300,8 @@ struct ControlState {
     ends_at: Option<u64>,
     /// From this step on, changes of any object whose name contains the text fail.
     breaks: Option<(u64, String)>,
+    /// From this step on, every step panics.
+    endless_from: Option<u64>,
     record: Option<Vec<RecordedCall>>,
     gates: Vec<Arc<GateState>>,
     off: bool,
@@ -391,6 +394,10 @@ impl Control {
             return Err(call.failure(subject));
         }
         state.steps += 1;
+        if state.endless_from.is_some_and(|from| from <= number) {
+            drop(state);
+            panic!("step {number}, {call:?} of {subject}: this does not end");
+        }
         if let Some(record) = &mut state.record {
             record.push(RecordedCall { call, subject: subject.to_owned() });
         }
@@ -597,6 +604,13 @@ impl<'a> Faults<'a> {
     /// Calls add up.
     pub fn idle_growth(&self, at: &str) {
         self.control.state.lock().idle_growths.push(at.to_owned());
+    }
+
+    /// Makes every step panic once `steps` more have been taken, or never. An endless loop in the
+    /// code under test then fails its test.
+    pub fn panic_after(&self, steps: Option<u64>) {
+        let mut state = self.control.state.lock();
+        state.endless_from = steps.map(|steps| state.steps.saturating_add(steps));
     }
 
     /// Cuts power at the start of the next step of a kind whose subject contains `subject`.

@@ -42,6 +42,9 @@ pub struct Bench {
     stopped: RefCell<Arc<view::StoppedPoolsView>>,
 }
 
+/// No chain of a test takes so many steps of the machine. One that does is in an endless loop.
+const STEPS_MAX: u64 = 1_000_000;
+
 /// Offset in bytes of a test's mark in a filesystem. mkfs writes nothing there.
 const MARK_AT: u64 = 64 << 20;
 
@@ -72,8 +75,14 @@ impl Bench {
     }
 
     /// Runs a chain to its end. A panic has the same consequences as in the daemon.
+    ///
+    /// # Panics
+    /// If the chain panics, or takes more than [`STEPS_MAX`] steps.
     pub fn run<T: 'static>(&mut self, next: Step<T>) -> T {
-        self.pools.run(&self.engine, watched(next, self.sim.clone()))
+        self.sim.faults().panic_after(Some(STEPS_MAX));
+        let done = self.pools.run(&self.engine, watched(next, self.sim.clone()));
+        self.sim.faults().panic_after(None);
+        done
     }
 
     /// A pool by name.
