@@ -25,6 +25,8 @@ const FILESYSTEMS_OF_100_KB: usize = 25;
 /// The growth of memory over many calls that still counts as flat: the allocator's pages move a
 /// little.
 const GROWTH_MAX_KIB: u64 = 512;
+/// The same for one of the parts of [`clients`].
+const PART_GROWTH_MAX_KIB: u64 = 64;
 
 pub fn start() {
     let mut samples = Samples::new();
@@ -63,16 +65,26 @@ pub fn idle(musts: &mut Musts) {
     );
 }
 
+/// The parts of the crowd of short-lived clients. The first two fill the queues.
+const PARTS: usize = 10;
+const PARTS_BEFORE: usize = 2;
+
 /// Short-lived clients, one after the other, that ask for a list of some 100 kB. Some read it,
 /// others disconnect without reading.
+///
+/// Those that do not read come faster than lists can be sent, so the queue of lists is full most of
+/// the time, and the peak of memory moves up now and then, when the bus reads late. What is kept
+/// for each client would show in every part. So the limit is for the part in the middle.
 pub fn clients(count: usize, musts: &mut Musts) {
     chapter("Resident memory over short-lived clients");
-    head(&["", &format!("after {} of them", count / 8), &format!("after {count}"), "more"]);
+    let after = |parts: usize| format!("after {}", count / PARTS * parts);
+    head(&["", &after(PARTS_BEFORE), &after(PARTS), "more in a part, median", "most"]);
     for (what, reads) in [("they read their lists", true), ("they leave without", false)] {
         let mut stage = Stage::new(&[]);
         stage.grow_to(FILESYSTEMS_OF_100_KB);
-        let some = |clients: usize| {
-            for _ in 0..clients {
+        let mut resident = Vec::new();
+        for _ in 0..PARTS {
+            for _ in 0..count / PARTS {
                 let mut wire = stage.wire();
                 match reads {
                     true => drop(wire.call(&mut list())),
@@ -81,17 +93,18 @@ pub fn clients(count: usize, musts: &mut Musts) {
             }
             // This call is answered after all earlier ones.
             stage.wire().call(&mut ping());
-            stage.daemon.resident_kib()
-        };
-        // By then, tables and the allocator's pages have reached their final size.
-        let first = some(count / 8);
-        let last = some(count - count / 8);
-        let growth = last.saturating_sub(first);
-        row(&[what.to_owned(), format!("{first} KiB"), format!("{last} KiB"), format!("{growth} KiB")]);
+            resident.push(stage.daemon.resident_kib());
+        }
+        let settled = &resident[PARTS_BEFORE - 1..];
+        let mut growth: Vec<u64> = settled.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        growth.sort_unstable();
+        let (median, most) = (growth[growth.len() / 2], growth[growth.len() - 1]);
+        let kib = |kib: u64| format!("{kib} KiB");
+        row(&[what.to_owned(), kib(settled[0]), kib(settled[settled.len() - 1]), kib(median), kib(most)]);
         musts.note(
             &format!("flat over {count} clients, {what}"),
-            &format!("{growth} KiB more"),
-            growth <= GROWTH_MAX_KIB,
+            &format!("{median} KiB more in a part of {}", count / PARTS),
+            median <= PART_GROWTH_MAX_KIB,
         );
     }
 }

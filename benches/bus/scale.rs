@@ -20,7 +20,7 @@ const NUMBERS: [usize; 4] = [125, 250, 500, 1000];
 /// The tolerated growth of the cost per filesystem between the smallest and the largest number.
 const TOLERANCE: f64 = 1.5;
 /// Numbers of stopped pools: none, as many as each signal contains, and many.
-const STOPPED: [usize; 3] = [0, 63, 1000];
+const STOPPED: [usize; 3] = [0, 15, 1000];
 const ROUNDS: usize = 100;
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {

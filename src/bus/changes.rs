@@ -256,7 +256,7 @@ fn differences(
 
 /// With more stopped pools than this, the signal invalidates the list instead of sending it.
 /// Otherwise the list would be made and sent in eight revisions for each pool that stops.
-const STOPPED_SENT_MAX: usize = 64;
+const STOPPED_SENT_MAX: usize = 16;
 
 /// The differences of the top object. Its properties are lists of stopped pools, few of which have
 /// changed. Only those few are compared in the form that clients see.
