@@ -251,6 +251,16 @@ impl Registry {
         });
     }
 
+    /// Forgets what went wrong at the last set-up or take-down of a pool that does not run. Returns
+    /// whether there was anything to forget. A pool that awaits its name keeps the reason.
+    pub fn forget_trouble(&mut self, pool: PoolUuid) -> bool {
+        let failed = self.entries.stopped(pool).is_some_and(|set| set.trouble.is_some() && !set.awaits_name);
+        if failed {
+            self.entries.edit(pool, |entry| entry.set.trouble = None);
+        }
+        failed
+    }
+
     /// The pools that were not set up because a running pool had this name. That pool no longer has
     /// it.
     pub fn awaiting(&mut self, name: &Name) -> Vec<PoolUuid> {

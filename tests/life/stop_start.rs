@@ -342,6 +342,10 @@ fn why_a_pool_does_not_run_is_known() {
     bench.sim.faults().fail_next(CallKind::DmCreate, &device);
     bench.start_pool("p").unwrap_err();
     assert!(reason(&bench).contains(&device), "{}", reason(&bench));
+    let stopped = bench.stop_pool("p").unwrap();
+    assert!(matches!(stopped, StopOutcome::CleanedUp(_)), "{stopped:?} after a failed start");
+    assert_eq!(reason(&bench), "it was stopped by request");
+    assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Already));
     assert!(bench.start_pool("p").unwrap());
     assert_eq!(bench.stopped().list().len(), 0);
     bench.stop_pool("p").unwrap();

@@ -10,7 +10,7 @@ use stratisd::{
         dm_names::{self, Role},
         encryption::UnlockMethod,
         metadata::MetadataVersion,
-        ops::{self, CacheTier, UnlockOptions},
+        ops::{self, CacheTier, StopOutcome, UnlockOptions},
     },
     platform::{
         DeviceClass, Platform,
@@ -82,6 +82,10 @@ fn a_passphrase_can_be_handed_over() {
         let wrong = start(&mut bench, "p", Some(UnlockMethod::Any), Some("wrong")).unwrap_err();
         assert!(wrong.sentence().contains("passphrase"), "{}", wrong.sentence());
         assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+        // As blivet does before it tries the next passphrase.
+        let stopped = bench.stop_pool("p").unwrap();
+        assert!(matches!(stopped, StopOutcome::CleanedUp(_)), "{version:?}: {stopped:?}");
+        assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Already));
         assert!(start(&mut bench, "p", Some(UnlockMethod::Token(1)), Some("secret of k")).unwrap());
         assert_eq!(mark(&bench), 7);
     }

@@ -35,9 +35,10 @@ use crate::{
 pub enum StopOutcome {
     /// The pool ran and has been stopped.
     Done(PoolUuid),
-    /// The pool did not run; those of its devices that were up have been taken down.
+    /// The pool did not run. What its last start left has been taken down: devices, or the reason
+    /// of its failure.
     CleanedUp(PoolUuid),
-    /// The pool did not run, and none of its devices was up.
+    /// The pool did not run, and nothing was left of an earlier start.
     Already,
     /// The pool has been stopped, but some of its devices could not be taken down, because of this
     /// error.
@@ -211,6 +212,9 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
                 drop(claim);
                 stop_pool(which)
             }
+            // A failed start leaves no device up, only its reason. That this goes is a change:
+            // blivet stops a pool after it has tried a wrong passphrase, and fails on "no change".
+            Some(false) if engine.registry().forget_trouble(uuid) => Step::Done(Ok(StopOutcome::CleanedUp(uuid))),
             Some(false) => Step::Done(Ok(StopOutcome::Already)),
             Some(true) => {
                 let mut set = engine.registry().get(uuid);
