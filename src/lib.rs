@@ -6,20 +6,17 @@
 //!
 //! # Rooms
 //!
+//! Two libraries share the folder `src`. [`stratis_core`] (`src/core.rs`) is everything that does not
+//! need libdbus; this one adds the bus, and passes the rooms of the other on under its own name.
+//!
 //! | room | what it is | start reading at |
 //! |---|---|---|
-//! | [`daemon`] | which threads exist, what connects them, start and stop | [`daemon::run`] |
+//! | [`bus_front_end`] | the bus as a front end of the daemon | its one implementation |
 //! | [`bus`] | the D-Bus interface, computed from one table of members | the module's picture |
-//! | [`watch`] | udev, device-mapper events and timers, turned into requests | [`watch::DeviceWatch`] |
-//! | [`engine`] | pools: operations, discovery, metadata, planning | [`engine::ops`] |
-//! | [`view`] | the published state, as immutable values | [`view::View`] |
-//! | [`platform`] | what the engine asks of a machine, by one trait | [`platform::Platform`] |
-//! | [`base`] | identifiers, names, units, error chains: every room may use them | [`base::ids`] |
+//! | [`stratis_core`] | all other rooms | its table of rooms |
 //!
-//! Arrows point one way: `bin → daemon → {bus, watch} → {engine, view} → platform`, with [`base`] and
-//! the crate `threads` (lock, parking, workers) below all of them. [`platform::linux`] is the only room
-//! that makes system calls; [`platform::sim`] is a machine in memory, on which the tests and
-//! `stratisd --sim` run the same engine.
+//! Arrows point one way: `bin → bus_front_end → {daemon, bus} → {watch, service} → {engine, view} →
+//! platform`, with [`base`] and the crate `threads` (lock, parking, workers) below all of them.
 //!
 //! # Where to read on
 //!
@@ -28,10 +25,7 @@
 //! - `docs/spec/`: the formats on disk, the device-mapper tables and the interface on the bus
 //! - `CONTRIBUTING.md`: how to submit a change, and what checks it
 
-pub mod base;
 pub mod bus;
-pub mod daemon;
-pub mod engine;
-pub mod platform;
-pub mod view;
-pub mod watch;
+pub mod bus_front_end;
+
+pub use stratis_core::{base, daemon, engine, platform, service, view, watch};

@@ -20,7 +20,10 @@ use nix::{
     },
     unistd::Pid,
 };
-use stratisd::daemon::thread_table;
+use stratisd::{
+    bus_front_end::{BUS_READER, BusFrontEnd, TREE_WRITER},
+    daemon::{front_end::FrontEnd, thread_table::SIGNALS},
+};
 use support::{
     bus::{Bus, LIMIT},
     processes::{Process, command},
@@ -169,15 +172,16 @@ fn all_threads_are_in_the_table_and_end() {
     let ended: Vec<&str> =
         log.lines().filter_map(|line| line.split_once(" thread ")?.1.strip_suffix(" ended: Returned")).collect();
     assert_eq!(ended.len() + 1, threads, "all but the main thread: {log}");
-    for name in &thread_table::NAMES {
+    let names = || BusFrontEnd::THREADS.with_the_daemons().map(|row| row.name);
+    for name in names() {
         assert!(ended.iter().any(|thread| is_named(thread, name)), "{name}: {ended:?}");
     }
     for thread in &ended {
-        assert!(thread_table::NAMES.iter().any(|name| is_named(thread, name)), "{thread} is not in the table");
+        assert!(names().any(|name| is_named(thread, name)), "{thread} is not in the table");
     }
     let place = |name: &str| ended.iter().position(|ended| *ended == name);
-    assert!(place(thread_table::BUS_READER) < place(thread_table::TREE_WRITER), "{ended:?}");
-    assert_eq!(place(thread_table::SIGNALS), Some(ended.len() - 1), "{ended:?}");
+    assert!(place(BUS_READER) < place(TREE_WRITER), "{ended:?}");
+    assert_eq!(place(SIGNALS), Some(ended.len() - 1), "{ended:?}");
 }
 
 #[test]
@@ -344,7 +348,7 @@ fn the_watchdog_hears_only_while_all_threads_run() {
     let mut daemon = bus.daemon_with("notify", &["--log-level", "info"], &variables);
     assert_eq!(daemon.next_state(), "READY=1");
     (0..3).for_each(|_| assert_eq!(daemon.next_state(), TOLD));
-    for name in thread_table::NAMES {
+    for name in BusFrontEnd::THREADS.with_the_daemons().map(|row| row.name) {
         let held = Held::of(&daemon, name);
         daemon.wait_for_line(&[name, "has not answered"]);
         // Discard notifications sent before. None may follow until the next log line.

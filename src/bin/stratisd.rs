@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 use log::LevelFilter;
 use stratisd::{
     base::error_chain,
+    bus_front_end::BusFrontEnd,
     daemon::{
         self,
         machine::{MachineChoice, SimOptions},
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
     } else {
         MachineChoice::Real
     };
-    match daemon::run(&machine) {
+    match daemon::run::<BusFrontEnd>(&machine) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("stratisd: {}", error_chain::sentence(&error));

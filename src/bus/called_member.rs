@@ -5,14 +5,17 @@
 //! D-Bus error, since it has no other way to fail. The texts are for people: no client parses them
 //! (`docs/spec/dbus/dbus-api.md` §6).
 
-use crate::bus::{
-    answer::{Answer, error_name, readable},
-    outcome::{Failure, Outcome},
-    properties::NO_UUID,
-    schema::{Filler, Interface},
-    table::{MemberShape, Row},
-    tree::Tree,
-    wire::{Body, Value},
+use crate::{
+    bus::{
+        answer::{Answer, error_name, readable},
+        outcome::Outcome,
+        properties::NO_UUID,
+        schema::{Filler, Interface},
+        table::{MemberShape, Row},
+        tree::Tree,
+        wire::{Body, Value},
+    },
+    service::Failure,
 };
 
 /// Return code and text of a method that succeeded or found nothing to change.

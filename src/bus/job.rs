@@ -1,80 +1,22 @@
-//! The boundary between the bus and the code that runs requests: jobs go out, replies come in.
+//! Replies to calls on the bus, as they pass through the daemon: they come back to the tree writer
+//! with the changes of their requests.
 //!
 //! The reader makes a [`Job`] of every call that it cannot answer from the published tree and gives
-//! the job to a [`Submit`]. The code that runs the job's chain hands each step's changes to the
-//! tree writer as [`view::Update<Reply>`](crate::view::Update); the update of the last step carries
-//! the reply. This module knows nothing of locks, workers or the thread on which a chain runs.
+//! the job to a [`Submit`](crate::service::Submit). The code that runs the job's chain hands each
+//! step's changes to the tree writer as [`view::Update<Reply>`](crate::view::Update); the update of
+//! the last step carries the reply. This module knows nothing of locks, workers or the thread on
+//! which a chain runs.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use crate::{
     base::ids::PoolUuid,
-    bus::{answer::Answer, caller::Caller, outcome::Failure, tree::Late},
-    engine::request::Step,
+    bus::{answer::Answer, caller::Caller, tree::Late},
+    service,
 };
 
-/// Takes jobs from the reader.
-pub trait Submit: Send + Sync {
-    /// Queues the job and returns at once: the reader must not wait. If the job is not taken
-    /// because the daemon stops, its `on_failure` makes the answer.
-    fn submit(&self, job: Job);
-    /// Which requests hold pools and which wait for them, which programs run, and how udev
-    /// responds. The lister calls this for the reports.
-    fn locks(&self) -> Locks;
-}
-
-/// The requests that hold and wait, at one moment, and the programs that run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Locks {
-    /// Running programs, the oldest first.
-    pub programs: Vec<ReportedProgram>,
-    /// Requests that hold, in the order of the requests.
-    pub holders: Vec<Holder>,
-    /// Requests that wait, in order of arrival.
-    pub waiters: Vec<Holder>,
-    /// Events that udev has not answered in time since the daemon's start.
-    pub unanswered_udev_events: u64,
-}
-
-/// A running program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReportedProgram {
-    /// The task of the program.
-    pub label: String,
-    /// Its process id.
-    pub process: u32,
-    /// How long it has been running.
-    pub age: Duration,
-    /// The program ran out of time and was killed, but has not ended.
-    pub is_stuck: bool,
-}
-
-/// A request that holds or waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its label.
-    pub request: String,
-    /// What the request holds or asks for.
-    pub access: String,
-    /// How long the request has held or waited.
-    pub age: Duration,
-}
-
 /// A call that changes something.
-pub struct Job {
-    /// Interface and method for the log, such as `pool.r9.SetName`.
-    pub label: String,
-    /// The operation. Its result is the reply; `None` if the caller wants none.
-    pub chain: Step<Option<Reply>>,
-    /// Makes the reply if the chain does not finish.
-    pub on_failure: Box<dyn FnOnce(Failure) -> Option<Reply> + Send>,
-}
-
-impl fmt::Debug for Job {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job").field("label", &self.label).finish_non_exhaustive()
-    }
-}
+pub type Job = service::Job<Reply>;
 
 /// The pools that a reply is about. The reply follows their signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,23 +12,26 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use threads::pulse::Pulse;
 
-use crate::bus::{
-    answer::{Answer, error_name},
-    call_error::CallError,
-    called_member::CalledMember,
-    caller::Caller,
-    connection::Connection,
-    introspect,
-    job::Submit,
-    message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
-    names::MESSAGE_MAX_VARIABLE,
-    outcome::Outcome,
-    planted::{self, HistoryFault},
-    published::Published,
-    rendering,
-    report::{Composer, Report},
-    tree::Tree,
-    wire::Value,
+use crate::{
+    bus::{
+        answer::{Answer, error_name},
+        call_error::CallError,
+        called_member::CalledMember,
+        caller::Caller,
+        connection::Connection,
+        introspect,
+        job::Reply,
+        message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
+        names::MESSAGE_MAX_VARIABLE,
+        outcome::Outcome,
+        planted::{self, HistoryFault},
+        published::Published,
+        rendering,
+        report::{Composer, Report},
+        tree::Tree,
+        wire::Value,
+    },
+    service::Submit,
 };
 
 /// Requests that may wait for the lister at the same time. Further ones are refused with an error.
@@ -113,7 +116,7 @@ impl Lister {
     }
 
     /// Works until the reader has ended. Reports also show the requests of `submit`.
-    pub fn run(mut self, submit: &dyn Submit, pulse: &Pulse) {
+    pub fn run(mut self, submit: &dyn Submit<Reply>, pulse: &Pulse) {
         self.sender = None;
         for asked in &self.asked {
             pulse.beat();

@@ -20,10 +20,10 @@ use imbl::{OrdMap, ordmap::DiffItem};
 use crate::{
     base::ids::PoolUuid,
     bus::{
-        names::INTERFACE_LEVEL,
         properties::{lowest_clevis, lowest_key, path},
         wire::{Marshaller, Value},
     },
+    service::INTERFACE_LEVEL,
     view::{StoppedPoolView, StoppedPoolsView},
 };
 

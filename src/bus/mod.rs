@@ -59,10 +59,9 @@ mod writer;
 use std::sync::Arc;
 
 pub use error::Error;
-pub use job::{Holder, Job, Locks, Reply, ReportedProgram, Submit};
+pub use job::{Job, Reply};
 pub use lister::Lister;
-pub use names::{INTERFACE_LEVEL, MESSAGE_MAX_VARIABLE, NAME};
-pub use outcome::Failure;
+pub use names::{MESSAGE_MAX_VARIABLE, NAME};
 pub use reader::Reader;
 pub use writer::Writer;
 

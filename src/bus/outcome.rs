@@ -46,14 +46,3 @@ impl Outcome {
         }
     }
 }
-
-/// Why a chain did not finish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// A step panicked.
-    Panicked,
-    /// The daemon stops and the job did not begin.
-    Stopping,
-    /// The daemon ends and could not wait any longer for the job.
-    Unfinished,
-}

@@ -20,11 +20,11 @@ use crate::{
         caller::Caller,
         connection::Connection,
         introspect,
-        job::{About, Job, Recipient, Reply, Submit},
+        job::{About, Job, Recipient, Reply},
         lister::{Deferred, Lists},
         message::{self, BadArguments},
         methods::{Call, HandlerResult},
-        outcome::{Failure, Outcome},
+        outcome::Outcome,
         passphrase,
         pending_calls::{Load, PendingCalls},
         planted::{self, HistoryFault},
@@ -37,6 +37,7 @@ use crate::{
         wire::{Body, Descriptor, Marshaller, Value},
     },
     engine::request::Step,
+    service::{Failure, Submit},
 };
 
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -119,7 +120,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the bus or the name is lost.
-    pub fn run(self, submit: &dyn Submit, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
+    pub fn run(self, submit: &dyn Submit<Reply>, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
         stop.on_stop(self.connection.waker().clone());
         self.connection.begin();
         let result = self.serve(submit, stop, pulse);
@@ -127,7 +128,7 @@ impl Reader {
         result
     }
 
-    fn serve(&self, submit: &dyn Submit, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
+    fn serve(&self, submit: &dyn Submit<Reply>, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
         loop {
             let stopping = stop.is_on();
             pulse.beat();
@@ -162,12 +163,12 @@ impl Reader {
     }
 
     /// Submits the jobs whose passphrase has arrived, or has not arrived in time.
-    fn submit_ready(&self, submit: &dyn Submit) {
+    fn submit_ready(&self, submit: &dyn Submit<Reply>) {
         let due = self.waiting.borrow_mut().take_due(Instant::now());
         due.into_iter().for_each(|job| submit.submit(job));
     }
 
-    fn take(&self, message: &Message, submit: &dyn Submit) -> Result<(), Error> {
+    fn take(&self, message: &Message, submit: &dyn Submit<Reply>) -> Result<(), Error> {
         match message.msg_type() {
             MessageType::MethodCall => self.call(message, submit),
             MessageType::Signal => return self.signal(message),
@@ -237,7 +238,7 @@ impl Reader {
         reads && message.path().is_some_and(|path| self.published.load().shows_the_same(tree, &path))
     }
 
-    fn call(&self, message: &Message, submit: &dyn Submit) {
+    fn call(&self, message: &Message, submit: &dyn Submit<Reply>) {
         let (Some(sender), Some(serial)) = (message.sender(), message.get_serial()) else { return };
         let caller = Caller { name: sender.to_string(), serial };
         let wants_reply = !message.get_no_reply();

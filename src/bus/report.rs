@@ -10,10 +10,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     base::{ids::PoolUuid, units::Sectors},
-    bus::{
-        job::{Holder, Locks, ReportedProgram},
-        properties,
-    },
+    bus::properties,
+    service::{Holder, Locks, ReportedProgram},
     view::{
         DeviceTier, DeviceView, FailedFilesystemView, FilesystemView, JobPace, LeftAsideView, PoolView,
         ReencryptionJob, StoppedPoolView, StoppedPoolsView, View,

@@ -57,11 +57,11 @@ use self::{context::GrantedStep, ticket::Ticket};
 use super::links::Links;
 use crate::{
     base::{ids::PoolUuid, name::Name},
-    bus::Failure,
     engine::{
         Engine,
         request::{Share, Wait},
     },
+    service::{Failure, OnFailure},
     view::{Change, Update},
 };
 
@@ -79,9 +79,6 @@ pub const LIMITS: Limits = Limits {
     brief: Bounds { shared: 8, per_share: 4, most: 64 },
     slow: Bounds { shared: 16, per_share: 8, most: 64 },
 };
-
-/// Makes the answer of a request that does not complete.
-pub type OnFailure<R> = Box<dyn FnOnce(Failure) -> Option<R> + Send>;
 
 /// A request to run.
 pub struct Request<R, C: Context = Engine> {

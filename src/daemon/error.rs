@@ -4,8 +4,8 @@ use std::io;
 
 use threads::group::SpawnError;
 
-use super::{machine, stop::Stuck};
-use crate::{bus, platform};
+use super::{front_end::FrontEndError, machine, stop::Stuck};
+use crate::platform;
 
 /// Why the daemon did not start or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum Error {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error(transparent)]
-    Bus(#[from] bus::Error),
+    FrontEnd(FrontEndError),
     #[error("cannot receive device events")]
     Events(#[source] platform::Error),
     #[error("cannot scan this machine for pools: {0}")]

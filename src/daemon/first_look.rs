@@ -17,6 +17,7 @@ use threads::{
 use super::{
     dispatch::{Dispatcher, Request},
     error::Error,
+    front_end::OnPublished,
     watchdog::Watchdog,
 };
 use crate::engine::request::Step;
@@ -27,9 +28,6 @@ pub(super) const DEVICES_LIMIT: Duration = Duration::from_secs(10);
 /// How long the start waits for pools. Pools are set up in parallel, so this limit covers all of
 /// them.
 pub(super) const POOLS_LIMIT: Duration = Duration::from_secs(10);
-
-/// Called when the changes of a request have been published.
-pub(super) type OnPublished = Box<dyn FnOnce() + Send>;
 
 /// What is needed to run the requests of the start.
 pub(super) struct Start<'a, R: Send + 'static> {

@@ -13,7 +13,9 @@ use env_logger::{Builder, Env};
 use log::{Level, LevelFilter, Record};
 
 /// Modules whose messages are the daemon's own.
-const OWN: [&str; 2] = ["stratisd", "threads"];
+const OWN: [&str; 3] = ["stratisd", CORE, "threads"];
+/// The library under both daemons.
+const CORE: &str = "stratis_core";
 
 /// Starts logging: the daemon's own messages of at least `level`. Without `level`, `RUST_LOG`
 /// decides; without both, only errors are logged.

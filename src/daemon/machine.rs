@@ -17,6 +17,22 @@ use crate::platform::{
 /// How long the early-boot daemon may take to end.
 const EARLY_DAEMON_LIMIT: Duration = Duration::from_secs(30);
 
+/// Which of the two daemons of a machine this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The daemon on the bus.
+    Full,
+}
+
+impl Role {
+    /// The name of its program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Role::Full => "stratisd",
+        }
+    }
+}
+
 /// The machine to work on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum MachineChoice {
@@ -69,9 +85,10 @@ impl Machine {
     ///
     /// # Errors
     /// Another daemon uses the machine, or the machine lacks something.
-    pub fn start(choice: &MachineChoice) -> Result<Machine, Error> {
+    pub fn start(choice: &MachineChoice, role: Role) -> Result<Machine, Error> {
         match choice {
             MachineChoice::Real => {
+                let Role::Full = role;
                 // The PID file comes first, because the next steps would disturb a running daemon.
                 let pid_file = PidFile::take(Path::new(pid_file::DAEMON))?;
                 let early = Path::new(pid_file::EARLY_DAEMON);

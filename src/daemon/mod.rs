@@ -5,6 +5,7 @@
 pub mod dispatch;
 mod error;
 mod first_look;
+pub mod front_end;
 pub mod links;
 pub mod logging;
 pub mod machine;
@@ -19,7 +20,7 @@ pub use error::Error;
 pub use run::run;
 pub use stop::Stuck;
 
-use crate::bus::INTERFACE_LEVEL;
+use crate::service::INTERFACE_LEVEL;
 
 /// The daemon's version, and the interface level that clients compare with the level that they
 /// need.

@@ -5,12 +5,12 @@
 //! The order:
 //!
 //! 1. The switch is on and wakes all threads. New requests are refused; waiting ones are answered.
-//! 2. The bus reader and the watchers end.
+//! 2. The threads that take requests and the watchers end.
 //! 3. Requests that have begun run to their end. After 10 s they begin no format and no new pool;
 //!    those that have not ended 35 s later get an answer that says so.
 //! 4. The workers end.
-//! 5. The tree writer publishes and answers what is left, waits until the bus has taken it, and
-//!    ends.
+//! 5. The threads that answer publish and answer what is left, wait a bounded time until it is
+//!    taken, and end.
 //! 6. The signal thread ends.
 //!
 //! A step that takes too long is named in the log. The next steps still follow, except those that
@@ -25,8 +25,11 @@ use threads::{
     lock::Observation,
 };
 
-use super::{dispatch::Dispatcher, readiness, thread_table as names};
-use crate::bus::Reply;
+use super::{
+    dispatch::Dispatcher,
+    readiness,
+    thread_table::{self, FrontEndThreads, ThreadRow},
+};
 
 /// How long requests that have begun may run. After that, those that have not begun to format, or
 /// to create a pool, undo their changes.
@@ -35,9 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// which takes seconds. The service manager kills the daemon after 90 s, which have to cover this
 /// limit and the two below.
 const REQUESTS_LIMIT: Duration = Duration::from_secs(35);
-/// How long the tree writer may take, including the time until the bus has taken the answers
-/// ([`crate::bus`] bounds that).
-const WRITER_LIMIT: Duration = Duration::from_secs(25);
+/// How long the threads that answer may take, including the time until the answers are taken, which
+/// the front end bounds.
+const ANSWERERS_LIMIT: Duration = Duration::from_secs(25);
 /// How long threads without work may take to end.
 const THREADS_LIMIT: Duration = Duration::from_secs(5);
 
@@ -73,16 +76,20 @@ fn some_of(names: &[String]) -> String {
 ///
 /// # Errors
 /// Requests and threads that have not ended in time.
-pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signals: &Handle) -> Result<(), Stuck> {
+pub(super) fn stop<R: Send + 'static>(
+    group: &Group,
+    front_end: &FrontEndThreads,
+    dispatcher: Option<&Dispatcher<R>>,
+    signals: &Handle,
+) -> Result<(), Stuck> {
     readiness::tell(readiness::STOPPING);
     let mut stuck = Stuck::default();
-    let mut join = |names: &[&str], limit| match group.join(names, limit) {
+    let mut join = |rows: &[ThreadRow], limit| match group.join(&thread_table::names(rows), limit) {
         Ok(()) => {}
         Err(Hanging { names }) => stuck.threads.extend(names),
     };
     let over = dispatcher.map(Dispatcher::stop);
-    let sources = [names::BUS_READER, names::BUS_LISTER, names::UDEV, names::DM_EVENTS, names::TIMERS];
-    join(&sources, THREADS_LIMIT);
+    join(&[front_end.takers, &thread_table::WATCHERS].concat(), THREADS_LIMIT);
     if let (Some(dispatcher), Some(over)) = (dispatcher, over) {
         let is_late = |limit| over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
         if is_late(PATIENCE) {
@@ -99,10 +106,10 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
         }
         dispatcher.close();
     }
-    join(&[names::LINKS, names::WORKERS], THREADS_LIMIT);
-    join(&[names::TREE_WRITER], WRITER_LIMIT);
+    join(&thread_table::RUNNERS, THREADS_LIMIT);
+    join(front_end.answerers, ANSWERERS_LIMIT);
     signals.close();
-    join(&[names::SIGNALS], THREADS_LIMIT);
+    join(&thread_table::LAST, THREADS_LIMIT);
     for ThreadEnd { name, how } in group.ended().try_iter() {
         match how {
             How::Returned => {}

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crossbeam_channel::unbounded;
 use stratisd::{
-    bus::Failure,
     daemon::{
         dispatch::{Dispatcher, LIMITS, Request, StepWorkers},
         links::Links,
@@ -19,6 +18,7 @@ use stratisd::{
         Platform, Program,
         sim::{CallKind, Sim},
     },
+    service::Failure,
 };
 use threads::{group::Group, pulse::Pulse};
 

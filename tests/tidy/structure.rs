@@ -129,7 +129,7 @@ impl Modules {
                 parts.remove(0);
                 base = vec![root];
             }
-            Some("stratisd") => {
+            Some("stratisd" | "stratis_core") => {
                 parts.remove(0);
                 base = vec!["crate"];
             }
@@ -172,7 +172,8 @@ impl Modules {
             for named in named_paths(&without_passed_on(&module.code)) {
                 let first = named.split("::").next().unwrap_or_default();
                 let is_child = self.by_path.contains_key(&format!("{path}::{first}"));
-                let known = matches!(first, "crate" | "stratisd" | "super" | "self" | "threads") || is_child;
+                let known =
+                    matches!(first, "crate" | "stratisd" | "stratis_core" | "super" | "self" | "threads") || is_child;
                 let target = known.then(|| self.target(&self.whole(path, &named))).flatten();
                 // A path that leads to the root of the crate names a macro or the crate itself.
                 used.extend(

@@ -44,7 +44,7 @@ pub struct Group {
 /// report.
 #[derive(Debug)]
 struct GroupCore {
-    allowed: &'static [&'static str],
+    allowed: Box<[&'static str]>,
     /// Threads that were started and not joined yet, in the order of their start.
     threads: Mutex<Vec<Thread>>,
     /// Unbounded, but holds at most one message for each thread ever started, sent at its end.
@@ -126,9 +126,9 @@ impl Group {
     /// A group without threads. `names` lists the names that threads may have; a name that ends in
     /// `-*` stands for a family (`worker-*`: `worker-1`, `worker-2` …).
     #[must_use]
-    pub fn new(names: &'static [&'static str]) -> Self {
+    pub fn new(names: &[&'static str]) -> Self {
         let ended = crossbeam_channel::unbounded();
-        Self { shared: PlainArc::new(GroupCore { allowed: names, threads: Mutex::new(Vec::new()), ended }) }
+        Self { shared: PlainArc::new(GroupCore { allowed: names.into(), threads: Mutex::new(Vec::new()), ended }) }
     }
 
     /// Starts a transient thread: one of a family whose threads come and go. Its return is not

@@ -8,13 +8,16 @@ use nix::sys::signal::Signal;
 use threads::{pulse::Pulse, stop::Stop};
 
 use super::private_bus::{Client, LIMIT, private_bus};
-use crate::bus::{
-    Error, Lister, NAME, Reader,
-    connection::Connection,
-    job::{Job, Locks, Submit},
-    message::{self, Envelope},
-    published::Published,
-    wire::{Body, Value},
+use crate::{
+    bus::{
+        Error, Lister, NAME, Reader,
+        connection::Connection,
+        job::{Job, Reply},
+        message::{self, Envelope},
+        published::Published,
+        wire::{Body, Value},
+    },
+    service::{Locks, Submit},
 };
 
 /// The signals of a large change are sent in portions, each when the mark after the last portion
@@ -89,7 +92,7 @@ fn the_loss_of_the_name_ends_the_reader() {
 /// Accepts no job.
 struct Nobody;
 
-impl Submit for Nobody {
+impl Submit<Reply> for Nobody {
     fn submit(&self, _: Job) {}
 
     fn locks(&self) -> Locks {

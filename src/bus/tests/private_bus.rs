@@ -23,11 +23,11 @@ use super::{entry, filesystem, is, name, plain, pool, pool_id, values, with_file
 use crate::{
     bus::{
         Bus, Error, NAME,
-        job::{Holder, Job, Locks, Reply, Submit},
-        outcome::Failure,
+        job::{Job, Reply},
         policy, rendering,
         wire::Value,
     },
+    service::{Failure, Holder, Locks, Submit},
     view::{Change, PoolView, Update},
 };
 
@@ -42,7 +42,7 @@ pub(super) fn private_bus() -> PrivateBus {
 /// Hands jobs to the test.
 struct Jobs(Sender<Job>);
 
-impl Submit for Jobs {
+impl Submit<Reply> for Jobs {
     fn submit(&self, job: Job) {
         // The test may have ended already.
         let _ = self.0.send(job);

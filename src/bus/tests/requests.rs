@@ -12,10 +12,9 @@ use crate::{
         call_error::CallError,
         called_member::CalledMember,
         caller::Caller,
-        job::{Holder, Locks, ReportedProgram},
         lister::Deferred,
         message::{self, BadArguments},
-        outcome::{Failure, Outcome},
+        outcome::Outcome,
         reader::{EngineTask, Response, respond},
         report::{self, Composer, Report},
         schema::{Interface, InterfaceKind},
@@ -23,6 +22,7 @@ use crate::{
         tree::{Id, Tree},
         wire::Value,
     },
+    service::{Failure, Holder, Locks, ReportedProgram},
     view::{FailedFilesystemView, PoolView, StoppedPoolView, View},
 };
 

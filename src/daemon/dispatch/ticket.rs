@@ -19,9 +19,9 @@ use super::{
 };
 use crate::{
     base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
-    bus::Failure,
     engine::request::{Access, Granted, Mode, Pace, Part, Share, Step, Wait},
     platform::PendingLinks,
+    service::Failure,
     view::Change,
 };
 

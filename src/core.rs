@@ -1,0 +1,28 @@
+//! The library under the programs of stratisd: everything but the bus, so that no program that uses
+//! only this library needs libdbus (`core/Cargo.toml`). The library `stratisd` adds the bus, and
+//! passes all of this on under its own name.
+//!
+//! # Rooms
+//!
+//! | room | what it is | start reading at |
+//! |---|---|---|
+//! | [`daemon`] | which threads exist, what connects them, start and stop | [`daemon::run`] |
+//! | [`watch`] | udev, device-mapper events and timers, turned into requests | [`watch::DeviceWatch`] |
+//! | [`service`] | what a daemon offers to clients, in any protocol | [`service::Submit`] |
+//! | [`engine`] | pools: operations, discovery, metadata, planning | [`engine::ops`] |
+//! | [`view`] | the published state, as immutable values | [`view::View`] |
+//! | [`platform`] | what the engine asks of a machine, by one trait | [`platform::Platform`] |
+//! | [`base`] | identifiers, names, units, error chains: every room may use them | [`base::ids`] |
+//!
+//! Arrows point one way: `daemon → watch → service → {engine, view} → platform`, with [`base`] and
+//! the crate `threads` (lock, parking, workers) below all of them. [`platform::linux`] is the only room
+//! that makes system calls; [`platform::sim`] is a machine in memory, on which the tests and
+//! `stratisd --sim` run the same engine.
+
+pub mod base;
+pub mod daemon;
+pub mod engine;
+pub mod platform;
+pub mod service;
+pub mod view;
+pub mod watch;
