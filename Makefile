@@ -2,6 +2,7 @@
 #
 # Installation paths. The command line can set them; DESTDIR is prepended.
 PREFIX     ?= /usr
+BINDIR     ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec
 DATADIR    ?= $(PREFIX)/share
 UDEVDIR    ?= $(PREFIX)/lib/udev
@@ -147,10 +148,10 @@ setup: ## install all system packages that the other commands need
 
 ## Build and install
 
-build: build-daemon build-udev-programs ## build the daemon, the udev programs and the systemd generators
+build: build-daemon build-udev-programs ## build the daemons, stratis-min, the udev programs and the systemd generators
 
 build-daemon:
-	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd
+	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd --bin stratisd-min --bin stratis-min
 
 build-machine-checks:
 	@$(CARGO) build $(CARGO_FLAGS) --example platform_machine
@@ -168,6 +169,8 @@ install-boot: install-generators install-dracut install-initramfs-tools
 
 install-daemon:
 	$(INSTALL) -D -m 0755 $(BUILT)/stratisd $(DESTDIR)$(LIBEXECDIR)/stratisd
+	$(INSTALL) -D -m 0755 $(BUILT)/stratisd-min $(DESTDIR)$(LIBEXECDIR)/stratisd-min
+	$(INSTALL) -D -m 0755 $(BUILT)/stratis-min $(DESTDIR)$(BINDIR)/stratis-min
 
 install-udev:
 	for program in $(UDEV_PROGRAMS); do \
@@ -210,7 +213,8 @@ install-initramfs-tools:
 	$(INSTALL) -D -m 0644 boot/initramfs-tools/setup $(DESTDIR)$(STRATISDATADIR)/initramfs-tools-setup
 
 uninstall: ## remove what `make install` installed (root)
-	rm -f $(DESTDIR)$(LIBEXECDIR)/stratisd $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules \
+	rm -f $(addprefix $(DESTDIR)$(LIBEXECDIR)/,stratisd stratisd-min) $(DESTDIR)$(BINDIR)/stratis-min \
+	    $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules \
 	    $(addprefix $(DESTDIR)$(UDEVDIR)/,$(UDEV_PROGRAMS)) \
 	    $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) \
 	    $(addprefix $(DESTDIR)$(UNITEXECDIR)/,stratis-fstab-setup stratis-setup-functions) \

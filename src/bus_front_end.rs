@@ -8,7 +8,7 @@ use stratis_core::{
     daemon::{
         Error,
         front_end::{FrontEnd, FrontEndError, Jobs, OnPublished, Threads, UpdateChannel},
-        machine::Role,
+        machine::{DaemonRole, RunPaths},
         thread_table::{FrontEndThreads, ThreadRow},
     },
     view::Update,
@@ -32,7 +32,7 @@ pub struct BusFrontEnd {
 
 impl FrontEnd for BusFrontEnd {
     type Reply = Reply;
-    const ROLE: Role = Role::Full;
+    const ROLE: DaemonRole = DaemonRole::Full;
     const THREADS: FrontEndThreads = FrontEndThreads {
         takers: &[
             ThreadRow {
@@ -49,7 +49,7 @@ impl FrontEnd for BusFrontEnd {
         }],
     };
 
-    fn open() -> Result<BusFrontEnd, FrontEndError> {
+    fn open(_: &RunPaths) -> Result<BusFrontEnd, FrontEndError> {
         let Bus { reader, lister, writer } = Bus::connect()?;
         Ok(BusFrontEnd { reader, publishers: Some((lister, writer)) })
     }

@@ -28,4 +28,4 @@
 pub mod bus;
 pub mod bus_front_end;
 
-pub use stratis_core::{base, daemon, engine, platform, service, view, watch};
+pub use stratis_core::{base, cli, daemon, engine, min_client, platform, rpc, rpc_front_end, service, view, watch};

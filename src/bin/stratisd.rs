@@ -2,11 +2,11 @@
 
 use std::{process::ExitCode, sync::LazyLock};
 
-use clap::{Parser, ValueEnum};
-use log::LevelFilter;
+use clap::Parser;
 use stratisd::{
     base::error_chain,
     bus_front_end::BusFrontEnd,
+    cli::Level,
     daemon::{
         self,
         machine::{MachineChoice, SimOptions},
@@ -34,27 +34,6 @@ struct CommandLine {
     /// Random seed of the simulated machine (also: STRATISD_SIM_SEED)
     #[arg(long, value_name = "NUMBER", requires = "sim")]
     sim_seed: Option<u64>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Level {
-    Trace,
-    Debug,
-    Info,
-    Warn,
-    Error,
-}
-
-impl From<Level> for LevelFilter {
-    fn from(level: Level) -> LevelFilter {
-        match level {
-            Level::Trace => LevelFilter::Trace,
-            Level::Debug => LevelFilter::Debug,
-            Level::Info => LevelFilter::Info,
-            Level::Warn => LevelFilter::Warn,
-            Level::Error => LevelFilter::Error,
-        }
-    }
 }
 
 // Rust's runtime ignores SIGPIPE from the start: writing to a closed bus or log is an ordinary

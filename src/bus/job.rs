@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A call that changes something.
-pub type Job = service::Job<Reply>;
+pub type Job = service::ClientJob<Reply>;
 
 /// The pools that a reply is about. The reply follows their signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

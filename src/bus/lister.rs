@@ -27,11 +27,13 @@ use crate::{
         planted::{self, HistoryFault},
         published::Published,
         rendering,
-        report::{Composer, Report},
         tree::Tree,
         wire::Value,
     },
-    service::Submit,
+    service::{
+        Submit,
+        report::{Composer, Report},
+    },
 };
 
 /// Requests that may wait for the lister at the same time. Further ones are refused with an error.

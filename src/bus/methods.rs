@@ -4,7 +4,7 @@
 //! Facts: `docs/spec/dbus/dbus-api.md` §2. A method whose arguments changed has one handler for
 //! each form.
 
-use std::path::PathBuf;
+use std::{os::fd::AsFd, path::PathBuf};
 
 use crate::{
     base::{
@@ -17,8 +17,6 @@ use crate::{
         arguments::{self, ArgumentError, ClevisSpec, FilesystemSpec, KeySpec, Mechanisms},
         message::BadArguments,
         outcome::Outcome,
-        passphrase,
-        report::{self, Report},
         tree::{Id, Late, Object, ObjectState, Tree},
         wire::{Descriptor, DescriptorArgument, FromValue, PathArgument, Value},
     },
@@ -30,6 +28,10 @@ use crate::{
             TagSpec, UnlockOptions,
         },
         request::Step,
+    },
+    service::{
+        passphrase,
+        report::{self, Report},
     },
 };
 
@@ -139,7 +141,7 @@ fn with_passphrase(
     follow: impl FnOnce(Secret) -> Step<Outcome> + Send + 'static,
 ) -> HandlerResult {
     let readable = descriptor.clone();
-    let chain = Step::brief(move |_| match passphrase::read(&descriptor) {
+    let chain = Step::brief(move |_| match passphrase::read(descriptor.0.as_fd()) {
         Ok(passphrase) => follow(passphrase),
         Err(error) => Step::Done(Outcome::refused(&error)),
     });

@@ -19,7 +19,6 @@
 
 mod answer;
 mod arguments;
-mod awaited_passphrases;
 mod backlog;
 mod call_error;
 mod called_member;
@@ -36,7 +35,6 @@ mod methods;
 mod names;
 mod object_entry;
 pub mod outcome;
-mod passphrase;
 mod pending_calls;
 mod planted;
 pub mod policy;
@@ -45,7 +43,6 @@ mod published;
 mod quota;
 mod reader;
 mod rendering;
-mod report;
 mod schema;
 mod send_queue;
 mod statistics;

@@ -49,8 +49,7 @@ pub(super) fn path(path: &Path) -> Value {
 
 /// RFC 3339, UTC, whole seconds.
 pub(super) fn time(seconds: u64) -> String {
-    let stamp = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    stamp.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    crate::service::utc(seconds)
 }
 
 // ---- pool ----

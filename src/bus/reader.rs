@@ -5,7 +5,7 @@
 //! A panic while decoding or in a handler fails only that call. The reader does not know how jobs
 //! run.
 
-use std::{cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use std::{cell::RefCell, os::fd::AsFd, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use dbus::{Message, MessageType};
 use threads::{pulse::Pulse, stop::Stop, wake::Waker};
@@ -14,7 +14,6 @@ use crate::{
     bus::{
         Error, NAME,
         answer::{Answer, error_name},
-        awaited_passphrases::AwaitedPassphrases,
         call_error::CallError,
         called_member::CalledMember,
         caller::Caller,
@@ -25,7 +24,6 @@ use crate::{
         message::{self, BadArguments},
         methods::{Call, HandlerResult},
         outcome::Outcome,
-        passphrase,
         pending_calls::{Load, PendingCalls},
         planted::{self, HistoryFault},
         published::Published,
@@ -37,7 +35,7 @@ use crate::{
         wire::{Body, Descriptor, Marshaller, Value},
     },
     engine::request::Step,
-    service::{Failure, Submit},
+    service::{Failure, Submit, awaited_passphrases::AwaitedPassphrases, passphrase},
 };
 
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -285,9 +283,9 @@ impl Reader {
                     }),
                 };
                 match after {
-                    Some(descriptor) if !passphrase::is_ready(&descriptor) => {
+                    Some(descriptor) if !passphrase::is_ready(descriptor.0.as_fd()) => {
                         let until = Instant::now() + passphrase::WAIT_MAX;
-                        let ready = self.waiting.borrow_mut().add(descriptor, until, job);
+                        let ready = self.waiting.borrow_mut().add(descriptor.0, until, job);
                         ready.into_iter().for_each(|job| submit.submit(job));
                     }
                     _ => submit.submit(job),

@@ -16,14 +16,14 @@ use threads::{
 use super::{
     dispatch::{Dispatcher, Request},
     error::Error,
-    machine::Role,
+    machine::{DaemonRole, RunPaths},
     thread_table::FrontEndThreads,
     watchdog::Watchdog,
 };
 use crate::{
     base::error_chain,
     platform::{self, Platform},
-    service::{Holder, Job, Locks, ReportedProgram, Submit},
+    service::{ClientJob, Holder, Locks, ReportedProgram, Submit},
     view::Update,
 };
 
@@ -38,7 +38,7 @@ pub trait FrontEnd: Sized {
     /// A reply on its way: it follows the publication of the changes of its request.
     type Reply: Send + 'static;
     /// Which of the two daemons this is.
-    const ROLE: Role;
+    const ROLE: DaemonRole;
     /// The threads that [`FrontEnd::publish`] and [`FrontEnd::serve`] start.
     const THREADS: FrontEndThreads;
 
@@ -46,7 +46,7 @@ pub trait FrontEnd: Sized {
     ///
     /// # Errors
     /// It cannot be opened.
-    fn open() -> Result<Self, FrontEndError>;
+    fn open(paths: &RunPaths) -> Result<Self, FrontEndError>;
 
     /// A reply that no client gets: `then` is called when the changes of its update, and all changes
     /// before it, have been published. `then` must be quick.
@@ -118,7 +118,7 @@ impl<R: Send + 'static> Clone for Jobs<R> {
 }
 
 impl<R: Send + 'static> Submit<R> for Jobs<R> {
-    fn submit(&self, Job { label, chain, on_failure }: Job<R>) {
+    fn submit(&self, ClientJob { label, chain, on_failure }: ClientJob<R>) {
         self.dispatcher.submit(Request { label, chain, on_failure });
     }
 

@@ -9,7 +9,7 @@ use std::{
     os::fd::AsFd,
 };
 
-use env_logger::{Builder, Env};
+use env_logger::Builder;
 use log::{Level, LevelFilter, Record};
 
 /// Modules whose messages are the daemon's own.
@@ -28,13 +28,28 @@ pub fn init(level: Option<LevelFilter>) {
             });
             builder
         }
-        None => Builder::from_env(Env::default().default_filter_or("error")),
+        None => {
+            let mut builder = Builder::new();
+            builder.parse_filters(&env::var("RUST_LOG").map_or_else(|_| "error".to_owned(), |text| with_core(&text)));
+            builder
+        }
     };
     if stderr_is_the_journal() {
         builder.format(write_for_journal);
     }
     // This fails only if another logger is installed, which is then used.
     let _ = builder.try_init();
+}
+
+/// The filters of `RUST_LOG`, such as `stratisd=debug`, with those for the daemon also for the library
+/// under it.
+fn with_core(filters: &str) -> String {
+    let (modules, rest) = filters.split_at(filters.find('/').unwrap_or(filters.len()));
+    let both = modules.split(',').flat_map(|one| {
+        let of_core = one.trim().strip_prefix("stratisd").map(|level| format!("{CORE}{level}"));
+        [Some(one.to_owned()), of_core].into_iter().flatten()
+    });
+    both.collect::<Vec<_>>().join(",") + rest
 }
 
 /// Whether standard error is the socket that systemd named in `$JOURNAL_STREAM` (systemd.exec(5)).
@@ -64,6 +79,13 @@ fn priority(level: Level) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_for_the_daemon_count_for_its_library() {
+        assert_eq!(with_core("info"), "info");
+        assert_eq!(with_core("stratisd=debug,threads=info"), "stratisd=debug,stratis_core=debug,threads=info");
+        assert_eq!(with_core("stratisd::bus/a,b"), "stratisd::bus,stratis_core::bus/a,b");
+    }
 
     #[test]
     fn every_line_for_the_journal_has_its_priority() {

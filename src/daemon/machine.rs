@@ -3,32 +3,35 @@
 //!
 //! Must never know: what is done with the machine.
 
-use std::{env, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{env, path::PathBuf, process::ExitCode, sync::Arc};
 
-use crate::platform::{
-    self, Platform,
-    linux::{
-        self, Linux,
-        pid_file::{self, PidFile, PidFileError},
+use crate::{
+    platform::{
+        self, Platform,
+        linux::{
+            self, Linux,
+            pid_file::{self, PidFile, PidFileError},
+        },
+        sim::Sim,
     },
-    sim::Sim,
+    rpc,
 };
-
-/// How long the early-boot daemon may take to end.
-const EARLY_DAEMON_LIMIT: Duration = Duration::from_secs(30);
 
 /// Which of the two daemons of a machine this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum DaemonRole {
     /// The daemon on the bus.
     Full,
+    /// The daemon of early boot.
+    Early,
 }
 
-impl Role {
+impl DaemonRole {
     /// The name of its program.
     pub fn program(self) -> &'static str {
         match self {
-            Role::Full => "stratisd",
+            DaemonRole::Full => "stratisd",
+            DaemonRole::Early => pid_file::EARLY_PROGRAM,
         }
     }
 }
@@ -67,10 +70,48 @@ pub enum Error {
     Variable(&'static str),
 }
 
+/// The files that daemons and their clients meet at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunPaths {
+    directory: PathBuf,
+}
+
+impl RunPaths {
+    /// The files in this directory.
+    pub fn below(directory: impl Into<PathBuf>) -> RunPaths {
+        RunPaths { directory: directory.into() }
+    }
+
+    /// Locked by stratisd.
+    pub fn daemon_lock(&self) -> PathBuf {
+        self.directory.join(pid_file::DAEMON)
+    }
+
+    /// Locked by stratisd-min.
+    pub fn early_daemon_lock(&self) -> PathBuf {
+        self.directory.join(pid_file::EARLY_DAEMON)
+    }
+
+    /// The socket of stratisd-min.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join(rpc::SOCKET)
+    }
+}
+
+impl Default for RunPaths {
+    fn default() -> RunPaths {
+        RunPaths::below(rpc::RUNTIME_DIRECTORY)
+    }
+}
+
 /// A machine in use. Dropping it releases it; pools stay as they are.
 pub struct Machine {
     platform: Arc<dyn Platform>,
-    real: Option<(Arc<Linux>, PidFile)>,
+    linux: Option<Arc<Linux>>,
+    paths: RunPaths,
+    role: DaemonRole,
+    /// Of this daemon; `None` on a simulated machine that nobody else uses. Dropped last.
+    lock: Option<PidFile>,
 }
 
 /// Does the work of a child process if this program was started as one, otherwise returns `None`.
@@ -79,33 +120,75 @@ pub fn serve_as_child() -> Option<ExitCode> {
     linux::run_as_child()
 }
 
+/// Takes the lock of this daemon. The early-boot daemon also makes sure that stratisd does not run.
+/// It holds its own lock by then: stratisd looks at that after it has taken its own, so of two that
+/// start at once, one at least sees the other, and stratisd stays.
+fn lock(paths: &RunPaths, role: DaemonRole) -> Result<PidFile, PidFileError> {
+    match role {
+        DaemonRole::Full => PidFile::take(&paths.daemon_lock()),
+        DaemonRole::Early => {
+            let lock = PidFile::take(&paths.early_daemon_lock())?;
+            pid_file::check_free(&paths.daemon_lock())?;
+            Ok(lock)
+        }
+    }
+}
+
 impl Machine {
-    /// Prepares the machine. Prepare the real one before any thread starts: only the calling thread
-    /// and its later threads enter the private mount namespace.
+    /// Takes the lock of this daemon and prepares the machine, as far as this does not disturb the
+    /// other daemon, which may still run. Prepare the real one before any thread starts: only the
+    /// calling thread and its later threads enter the private mount namespace.
     ///
     /// # Errors
-    /// Another daemon uses the machine, or the machine lacks something.
-    pub fn start(choice: &MachineChoice, role: Role) -> Result<Machine, Error> {
+    /// The same daemon uses the machine, or stratisd does, or the machine lacks something.
+    pub fn start(choice: &MachineChoice, role: DaemonRole) -> Result<Machine, Error> {
         match choice {
             MachineChoice::Real => {
-                let Role::Full = role;
-                // The PID file comes first, because the next steps would disturb a running daemon.
-                let pid_file = PidFile::take(Path::new(pid_file::DAEMON))?;
-                let early = Path::new(pid_file::EARLY_DAEMON);
-                pid_file::take_over(early, pid_file::EARLY_PROGRAM, EARLY_DAEMON_LIMIT)?;
+                let paths = RunPaths::default();
+                let lock = Some(lock(&paths, role)?);
                 let linux = Arc::new(Linux::start()?);
-                Ok(Machine { platform: Arc::clone(&linux) as Arc<dyn Platform>, real: Some((linux, pid_file)) })
+                let platform = Arc::clone(&linux) as Arc<dyn Platform>;
+                Ok(Machine { platform, linux: Some(linux), paths, role, lock })
             }
             MachineChoice::Simulated(options) => {
+                let directory = env::var_os(rpc::RUN_DIRECTORY_VARIABLE).map(PathBuf::from);
+                // Simulated daemons on the bus do not share their machines, and may run side by side.
+                let is_shared = directory.is_some() || role == DaemonRole::Early;
+                let paths = directory.map_or_else(RunPaths::default, RunPaths::below);
+                let lock = is_shared.then(|| lock(&paths, role)).transpose()?;
                 let sim = Sim::builder()
                     .random_seed()
                     .real_clock()
                     .variables(|name| options.get(name).or_else(|| env::var(name).ok()))
                     .map_err(Error::Variable)?
                     .build();
-                Ok(Machine { platform: Arc::new(sim), real: None })
+                Ok(Machine { platform: Arc::new(sim), linux: None, paths, role, lock })
             }
         }
+    }
+
+    /// Waits until no other daemon works on the machine. stratisd has the early-boot daemon end, and
+    /// waits as long as that takes: it finishes what it has begun, such as the start of a large
+    /// pool. `go_on` is asked again and again; when it says no, the result is `false`.
+    ///
+    /// # Errors
+    /// The lock of the early-boot daemon is held by something else.
+    pub fn take_over(&self, go_on: impl FnMut() -> bool) -> Result<bool, Error> {
+        if self.role == DaemonRole::Full && self.lock.is_some() {
+            let early = self.paths.early_daemon_lock();
+            if !pid_file::take_over(&early, pid_file::EARLY_PROGRAM, go_on)? {
+                return Ok(false);
+            }
+        }
+        if let Some(linux) = &self.linux {
+            linux.wait_for_orphans();
+        }
+        Ok(true)
+    }
+
+    /// The files that daemons and clients meet at.
+    pub fn paths(&self) -> &RunPaths {
+        &self.paths
     }
 
     /// The platform for the engine.
@@ -115,7 +198,7 @@ impl Machine {
 
     /// A description for people.
     pub fn description(&self) -> &'static str {
-        match self.real {
+        match self.linux {
             Some(_) => "this machine",
             None => "a simulated machine",
         }
@@ -124,7 +207,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some((linux, _)) = &self.real {
+        if let Some(linux) = &self.linux {
             linux.leave();
         }
     }

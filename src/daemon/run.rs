@@ -28,6 +28,10 @@ use crate::{
     watch::{self, DeviceWatch, DmWatch, RunningPools, Timers, WatchRequest},
 };
 
+/// The start takes longer, because the early-boot daemon finishes what it has begun: another 30
+/// seconds from now on (sd_notify(3)).
+const EXTEND_START: &str = "EXTEND_TIMEOUT_USEC=30000000";
+
 /// Runs the daemon with this front end until SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -36,24 +40,35 @@ pub fn run<F: FrontEnd>(choice: &MachineChoice) -> Result<(), Error> {
     // Both calls come before the first thread starts, for the reasons that their documentation
     // gives.
     crate::platform::linux::heap::give_back();
-    let machine = Machine::start(choice, F::ROLE)?;
-    log::info!("{} {} starts on {}", F::ROLE.program(), version(), machine.description());
     let mut watchdog = Watchdog::new();
     // The watchdog asks the signal thread by a signal that is ignored by default.
     let asked_with = watchdog.is_wanted().then_some(SIGURG);
-    let signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(asked_with)).map_err(Error::Signals)?;
+    let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(asked_with)).map_err(Error::Signals)?;
+    let machine = Machine::start(choice, F::ROLE)?;
+    log::info!("{} {} starts on {}", F::ROLE.program(), version(), machine.description());
+    // All that may fail comes before the other daemon is told to end: if this one cannot start, the
+    // other one goes on.
+    let front_end = F::open(machine.paths()).map_err(Error::FrontEnd)?;
+    let go_on = || {
+        readiness::tell(EXTEND_START);
+        !signals.pending().any(|signal| signal != SIGURG)
+    };
+    if !machine.take_over(go_on)? {
+        log::info!("told to end while the early-boot daemon was ending");
+        return Ok(());
+    }
     let handle = signals.handle();
     let all = names::names(&F::THREADS.with_the_daemons().collect::<Vec<_>>());
     let (group, stop) = (Group::new(&all), Stop::new());
     let mut dispatcher = None;
     let threads = Threads { group: &group, stop: &stop, watchdog: &mut watchdog };
-    let outcome = start::<F>(&machine, signals, threads, &mut dispatcher)
+    let outcome = start(&machine, front_end, signals, threads, &mut dispatcher)
         // The daemon is up, or a stop has been requested, which the wait notices at once.
         .and_then(|()| first_look::wait_for_stop(&group, &stop, watchdog));
     if let Err(error) = &outcome {
         stop.trigger(error_chain::sentence(error));
     }
-    let stopped = stop::stop(&group, &F::THREADS, dispatcher.as_ref(), &handle);
+    let stopped = stop::stop(&group, &F::THREADS, dispatcher.as_ref(), &*machine.platform(), &handle);
     outcome.and(stopped.map_err(Error::Stuck))
 }
 
@@ -61,6 +76,7 @@ pub fn run<F: FrontEnd>(choice: &MachineChoice) -> Result<(), Error> {
 /// the pools. Pools that take long to set up are listed as being set up. Returns early on a stop.
 fn start<F: FrontEnd>(
     machine: &Machine,
+    mut front_end: F,
     signals: Signals,
     mut threads: Threads<'_>,
     dispatcher: &mut Option<Dispatcher<F::Reply>>,
@@ -75,7 +91,6 @@ fn start<F: FrontEnd>(
         },
     )?;
     let platform = machine.platform();
-    let mut front_end = F::open().map_err(Error::FrontEnd)?;
 
     let engine = Arc::new(Engine::new(Arc::clone(&platform)));
     let waker = || Waker::new().map_err(Error::Waker);

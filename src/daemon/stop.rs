@@ -7,7 +7,8 @@
 //! 1. The switch is on and wakes all threads. New requests are refused; waiting ones are answered.
 //! 2. The threads that take requests and the watchers end.
 //! 3. Requests that have begun run to their end. After 10 s they begin no format and no new pool;
-//!    those that have not ended 35 s later get an answer that says so.
+//!    those that have not ended 35 s later, while no program works for them, get an answer that
+//!    says so.
 //! 4. The workers end.
 //! 5. The threads that answer publish and answer what is left, wait a bounded time until it is
 //!    taken, and end.
@@ -30,11 +31,14 @@ use super::{
     readiness,
     thread_table::{self, FrontEndThreads, ThreadRow},
 };
+use crate::platform::Platform;
 
 /// How long requests that have begun may run. After that, those that have not begun to format, or
 /// to create a pool, undo their changes.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long these requests may take after that. The longest single step is a format or a repair,
+/// The stop takes longer, because programs work for requests: so much from now on (sd_notify(3)).
+const EXTEND_STOP: &str = "EXTEND_TIMEOUT_USEC=120000000";
+/// How long these requests may take after that, and again for as long as programs run for them. The longest single step is a format or a repair,
 /// which takes seconds. The service manager kills the daemon after 90 s, which have to cover this
 /// limit and the two below.
 const REQUESTS_LIMIT: Duration = Duration::from_secs(35);
@@ -80,6 +84,7 @@ pub(super) fn stop<R: Send + 'static>(
     group: &Group,
     front_end: &FrontEndThreads,
     dispatcher: Option<&Dispatcher<R>>,
+    platform: &dyn Platform,
     signals: &Handle,
 ) -> Result<(), Stuck> {
     readiness::tell(readiness::STOPPING);
@@ -100,7 +105,13 @@ pub(super) fn stop<R: Send + 'static>(
             );
             dispatcher.hurry();
         }
-        if is_late(REQUESTS_LIMIT) {
+        // A program that runs has its own limit, by the size of what it works on.
+        let mut late = is_late(REQUESTS_LIMIT);
+        while late && platform.running_programs().iter().any(|program| !program.is_stuck) {
+            readiness::tell(EXTEND_STOP);
+            late = is_late(REQUESTS_LIMIT);
+        }
+        if late {
             stuck.requests = dispatcher.unfinished();
             log_locks(&dispatcher.observe());
         }

@@ -4,6 +4,10 @@
 //!
 //! Must never know: a protocol, locks, workers, or the thread on which a chain runs.
 
+pub mod awaited_passphrases;
+pub mod passphrase;
+pub mod report;
+
 use std::{fmt, time::Duration};
 
 use crate::engine::request::Step;
@@ -12,11 +16,17 @@ use crate::engine::request::Step;
 /// value of `Manager.Version` on the bus, and not the version of this program.
 pub const INTERFACE_LEVEL: &str = "3.9.2";
 
+/// A time in seconds since 1970 as clients get it: RFC 3339, UTC, whole seconds.
+pub fn utc(seconds: u64) -> String {
+    let stamp = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    stamp.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 /// Takes the jobs of a front end.
 pub trait Submit<R>: Send + Sync {
     /// Queues the job and returns at once: the front end must not wait. If the job is not taken
     /// because the daemon stops, its `on_failure` makes the answer.
-    fn submit(&self, job: Job<R>);
+    fn submit(&self, job: ClientJob<R>);
     /// Which requests hold pools and which wait for them, which programs run, and how udev
     /// responds. Reports show this.
     fn locks(&self) -> Locks;
@@ -24,7 +34,7 @@ pub trait Submit<R>: Send + Sync {
 
 /// A request of a client that changes something, or that the published state cannot answer. `R` is
 /// a reply of the front end.
-pub struct Job<R> {
+pub struct ClientJob<R> {
     /// What is asked for, for the log: interface and method, such as `pool.r9.SetName`.
     pub label: String,
     /// The operation. Its result is the reply; `None` if the caller wants none.
@@ -36,9 +46,9 @@ pub struct Job<R> {
 /// Makes the answer of a request that does not complete.
 pub type OnFailure<R> = Box<dyn FnOnce(Failure) -> Option<R> + Send>;
 
-impl<R> fmt::Debug for Job<R> {
+impl<R> fmt::Debug for ClientJob<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job").field("label", &self.label).finish_non_exhaustive()
+        f.debug_struct("ClientJob").field("label", &self.label).finish_non_exhaustive()
     }
 }
 

@@ -16,13 +16,15 @@ use crate::{
         message::{self, BadArguments},
         outcome::Outcome,
         reader::{EngineTask, Response, respond},
-        report::{self, Composer, Report},
         schema::{Interface, InterfaceKind},
         table::{find_method, find_property},
         tree::{Id, Tree},
         wire::Value,
     },
-    service::{Failure, Holder, Locks, ReportedProgram},
+    service::{
+        Failure, Holder, Locks, ReportedProgram,
+        report::{self, Composer, Report},
+    },
     view::{FailedFilesystemView, PoolView, StoppedPoolView, View},
 };
 

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
@@ -22,16 +22,23 @@ use rustix::{
 
 use super::wait;
 
-/// Lock file of this daemon.
-pub const DAEMON: &str = "/run/stratisd.pid";
-/// Lock file of the early-boot daemon.
-pub const EARLY_DAEMON: &str = "/run/stratisd-min.pid";
+/// Lock file of stratisd, in the runtime directory.
+pub const DAEMON: &str = "stratisd.pid";
+/// Lock file of the early-boot daemon, in the same.
+pub const EARLY_DAEMON: &str = "stratisd-min.pid";
 /// Program name of the early-boot daemon.
 pub const EARLY_PROGRAM: &str = "stratisd-min";
 /// Anyone who can read the file could lock it, so only root may.
 const MODE: u32 = 0o600;
 /// Longer than any process ID; a longer text is not a process ID.
 const TEXT_BYTES_MAX: u64 = 32;
+/// How long to wait for an exit before the caller is asked again.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a lock may be held while its file names no process of the right program: the time from
+/// its lock to its process ID is that of two system calls.
+const STRANGE_LIMIT: Duration = Duration::from_secs(5);
+/// How often to read the file meanwhile.
+const STRANGE_LOOK: Duration = Duration::from_millis(50);
 
 /// Why the lock cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +49,6 @@ pub enum PidFileError {
         /// The lock file.
         path: PathBuf,
         /// The text of the file: normally the process ID.
-        holder: String,
-    },
-    /// The holder did not release the lock.
-    #[error("cannot take over from the early-boot daemon, process {holder}: it does not exit; stop it (lock file {})", path.display())]
-    Stays {
-        /// The lock file.
-        path: PathBuf,
-        /// The text of the file.
         holder: String,
     },
     /// The process that the file names is not the expected program, so it was not interrupted.
@@ -110,65 +109,89 @@ impl PidFile {
     }
 }
 
-/// Makes another daemon, `program`, release its lock: sends it SIGINT and waits up to `limit` for
-/// it to exit. Does not keep the lock. Does nothing if no process holds it.
+/// Checks that nobody holds a lock. The file is made if there is none, as the holder would do.
 ///
 /// # Errors
-/// [`PidFileError::Stays`] if the lock is still held at the end. [`PidFileError::Stranger`] if the
-/// file names another program, which is not interrupted.
-pub fn take_over(path: &Path, program: &str, limit: Duration) -> Result<(), PidFileError> {
+/// [`PidFileError::Taken`] if a process holds it.
+pub fn check_free(path: &Path) -> Result<(), PidFileError> {
     let mut file = open(path)?;
-    if try_lock(&file, path)? {
-        unlock(&file);
-        return Ok(());
+    if !try_lock(&file, path)? {
+        return Err(PidFileError::Taken { path: path.to_owned(), holder: holder(&mut file, path)? });
     }
-    let holder = holder(&mut file, path)?;
-    let deadline = Instant::now() + limit;
-    if let Some(pid) = holder.trim().parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw) {
-        match interrupt(pid, program, deadline).map_err(error("interrupt the process named in", path))? {
-            Interrupted::Yes => {}
-            Interrupted::Stranger => {
-                return Err(PidFileError::Stranger { path: path.to_owned(), holder, program: program.to_owned() });
+    unlock(&file);
+    Ok(())
+}
+
+/// Makes another daemon, `program`, release its lock: sends it SIGINT and waits for it to exit,
+/// however long it takes: it finishes what it has begun. Does not keep the lock. Does nothing if no
+/// process holds it. Asks `go_on` before each wait, which is short; when `go_on` says no, the result
+/// is `false`.
+///
+/// The holder writes its process ID after it has taken the lock. So a file that names no process,
+/// or another program, is read again for a while.
+///
+/// # Errors
+/// [`PidFileError::Stranger`] if the file goes on to name no process that runs the program. Nobody
+/// is interrupted then.
+pub fn take_over(path: &Path, program: &str, mut go_on: impl FnMut() -> bool) -> Result<bool, PidFileError> {
+    let mut file = open(path)?;
+    let mut told: Option<(Pid, OwnedFd)> = None;
+    let mut strange_until = None;
+    loop {
+        if try_lock(&file, path)? {
+            unlock(&file);
+            return Ok(true);
+        }
+        if !go_on() {
+            return Ok(false);
+        }
+        let holder = holder(&mut file, path)?;
+        let pid = holder.trim().parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
+        if let Some(pid) = pid.filter(|pid| told.as_ref().is_none_or(|(told, _)| told != pid)) {
+            let process = interrupt(pid, program).map_err(error("interrupt the process named in", path))?;
+            told = process.map(|process| (pid, process));
+        }
+        match &told {
+            // The kernel releases the locks of a process when it exits.
+            Some((_, process)) => {
+                strange_until = None;
+                let look = Instant::now() + LOOK;
+                let has_exited = wait::readable(process.as_fd(), look);
+                if has_exited.map_err(error("wait for the process named in", path))? {
+                    told = None;
+                }
+            }
+            None => {
+                let until = *strange_until.get_or_insert_with(|| Instant::now() + STRANGE_LIMIT);
+                if Instant::now() >= until {
+                    return Err(PidFileError::Stranger { path: path.to_owned(), holder, program: program.to_owned() });
+                }
+                wait::pause(STRANGE_LOOK);
             }
         }
     }
-    // The kernel releases the locks of a process when it exits.
-    if try_lock(&file, path)? {
-        unlock(&file);
-        return Ok(());
-    }
-    Err(PidFileError::Stays { path: path.to_owned(), holder })
 }
 
-/// Result of an interruption.
-enum Interrupted {
-    /// The process was interrupted, or has exited.
-    Yes,
-    /// The process runs another program: the process ID is stale and was reused.
-    Stranger,
-}
-
-/// Sends SIGINT to a process that runs this program and waits until it exits. The pidfd keeps
-/// naming the same process even if its ID is reused, and becomes readable when it exits.
-fn interrupt(pid: Pid, program: &str, deadline: Instant) -> io::Result<Interrupted> {
+/// Sends SIGINT to a process that runs this program. The pidfd keeps naming the same process even if
+/// its ID is reused, and becomes readable when it exits. `None`: the process has exited, or runs
+/// another program, since the file is stale and the ID was reused.
+fn interrupt(pid: Pid, program: &str) -> io::Result<Option<OwnedFd>> {
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        // The process exited in between.
-        Err(Errno::SRCH) => return Ok(Interrupted::Yes),
+        Err(Errno::SRCH) => return Ok(None),
         other => other?,
     };
     // With the pidfd open, the process checked here is the one signalled below, or has exited.
     match runs(pid, program) {
         Ok(true) => {}
-        Ok(false) => return Ok(Interrupted::Stranger),
-        Err(ended) if ended.kind() == io::ErrorKind::NotFound => return Ok(Interrupted::Yes),
+        Ok(false) => return Ok(None),
+        Err(ended) if ended.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     }
     match pidfd_send_signal(&process, Signal::INT) {
-        Ok(()) | Err(Errno::SRCH) => {}
-        Err(errno) => return Err(errno.into()),
+        Ok(()) => Ok(Some(process)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
-    // Timeout or not, the lock decides.
-    wait::readable(process.as_fd(), deadline).map(|_| Interrupted::Yes)
 }
 
 /// Whether a process runs a program of this name. The kernel marks the link if the executable was
@@ -210,6 +233,7 @@ fn unlock(file: &File) {
 
 fn holder(file: &mut File, path: &Path) -> Result<String, PidFileError> {
     let mut text = Vec::new();
+    file.rewind().map_err(error("read", path))?;
     file.take(TEXT_BYTES_MAX).read_to_end(&mut text).map_err(error("read", path))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
@@ -227,12 +251,11 @@ mod tests {
         os::unix::fs::PermissionsExt,
         path::{Path, PathBuf},
         process::{Child, Command, Stdio},
-        time::Duration,
     };
 
     use rustix::process::Pid;
 
-    use super::{PidFile, PidFileError, runs, take_over};
+    use super::{PidFile, PidFileError, check_free, runs, take_over};
 
     fn path() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -279,8 +302,11 @@ mod tests {
     #[test]
     fn taking_over_a_free_lock_leaves_it_free() {
         let (_directory, path) = path();
-        take_over(&path, "bash", Duration::from_secs(3600)).unwrap();
-        PidFile::take(&path).unwrap();
+        assert!(take_over(&path, "bash", || panic!("nothing to wait for")).unwrap());
+        check_free(&path).unwrap();
+        let held = PidFile::take(&path).unwrap();
+        assert!(matches!(check_free(&path), Err(PidFileError::Taken { .. })));
+        drop(held);
     }
 
     /// With a file that every user could read, any user could hold the lock and keep the daemon
@@ -295,7 +321,7 @@ mod tests {
         drop(PidFile::take(&path).unwrap());
         assert_eq!(mode(&path), 0o600, "mode of an existing file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        take_over(&path, "bash", Duration::ZERO).unwrap();
+        take_over(&path, "bash", || true).unwrap();
         assert_eq!(mode(&path), 0o600, "mode of another daemon's file");
     }
 
@@ -305,7 +331,7 @@ mod tests {
         let (_directory, path) = path();
         let then = "trap 'echo -n hit > $0.hit' INT; echo ready; while :; do sleep 0.1; done";
         let mut child = holder(&path, "", then);
-        let error = take_over(&path, "stratisd-min", Duration::from_secs(3600)).unwrap_err();
+        let error = take_over(&path, "stratisd-min", || true).unwrap_err();
         let PidFileError::Stranger { holder, .. } = &error else { panic!("{error:?}") };
         assert_eq!(*holder, child.id().to_string());
         child.kill().unwrap();
@@ -320,13 +346,13 @@ mod tests {
         // then.
         let then = "trap \"echo -n done > $0.done; kill $!; exit 0\" INT; echo ready; wait";
         let mut child = holder(&path, "sleep 1000 > /dev/null &", then);
-        take_over(&path, "bash", Duration::from_secs(3600)).unwrap();
+        assert!(take_over(&path, "bash", || true).unwrap());
         assert_eq!(fs::read_to_string(path.with_extension("pid.done")).unwrap(), "done");
         assert!(child.wait().unwrap().success());
     }
 
     #[test]
-    fn a_holder_that_stays_is_named() {
+    fn waiting_for_a_holder_can_be_given_up() {
         let (_directory, path) = path();
         let mut child = holder(&path, "", "trap '' INT; echo ready; exec sleep 1000");
         // The shell has printed "ready" and is about to become `sleep`.
@@ -334,9 +360,14 @@ mod tests {
         while !runs(pid, "sleep").unwrap() {
             std::thread::yield_now();
         }
-        let error = take_over(&path, "sleep", Duration::ZERO).unwrap_err();
-        let PidFileError::Stays { holder, .. } = &error else { panic!("{error:?}") };
-        assert_eq!(*holder, child.id().to_string());
+        // Asked once before it is interrupted, and again when it has not ended.
+        let mut asked = 0;
+        let go_on = || {
+            asked += 1;
+            asked < 3
+        };
+        assert!(!take_over(&path, "sleep", go_on).unwrap());
+        assert_eq!(asked, 3);
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -348,8 +379,32 @@ mod tests {
         // 0 and negative numbers would mean process groups, 1 is init.
         for text in ["", "0", "-1", "1", "x", "99999999999999999999999999999999999999"] {
             fs::write(&path, text).unwrap();
-            assert!(matches!(take_over(&path, "bash", Duration::ZERO), Err(PidFileError::Stays { .. })), "{text}");
+            let mut asked = 0;
+            let go_on = || {
+                asked += 1;
+                asked < 3
+            };
+            assert!(!take_over(&path, "bash", go_on).unwrap(), "{text}");
         }
         drop(held);
+    }
+
+    /// stratisd failed to start when it looked between the lock and the process ID of a stratisd-min
+    /// that was just starting.
+    #[test]
+    fn a_holder_may_write_its_process_id_late() {
+        let (_directory, path) = path();
+        let then = "echo -n > $0; trap \"kill $!; exit 0\" INT; echo ready; wait";
+        let mut child = holder(&path, "sleep 1000 > /dev/null &", then);
+        let mut asked = 0;
+        let go_on = || {
+            asked += 1;
+            if asked == 3 {
+                fs::write(&path, child.id().to_string()).unwrap();
+            }
+            true
+        };
+        assert!(take_over(&path, "bash", go_on).unwrap());
+        assert!(child.wait().unwrap().success());
     }
 }

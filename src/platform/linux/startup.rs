@@ -51,7 +51,6 @@ impl Linux {
         let mapper = Mapper::open()?;
         check_udev(udev_runs(), &RULES.map(PathBuf::from))?;
         let private_directory = mounts::make_private_directory()?;
-        orphans::wait_for_end(ORPHANS_LIMIT);
         Ok(Linux {
             devices: DeviceAccess::default(),
             origin,
@@ -61,6 +60,12 @@ impl Linux {
             luks: Luks::default(),
             listener: Listener::default(),
         })
+    }
+
+    /// Waits a bounded time for processes that still work on LUKS2 devices for an earlier daemon.
+    /// Call it when that daemon has ended.
+    pub fn wait_for_orphans(&self) {
+        orphans::wait_for_end(ORPHANS_LIMIT);
     }
 }
 

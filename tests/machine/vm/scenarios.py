@@ -145,6 +145,8 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("test_udev.py", "-k code_point"))], seconds=1800),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys survive",
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
+        Scenario("min", "pools without a bus, by stratis-min; stratisd takes over while data is written",
+                 [Life(_pytest("test_min.py"))]),
         Scenario("bus-restarted", "the bus, udevd, or both are restarted under load; every pool is watched again",
                  [Life(_pytest("test_bus_restarted.py"))]),
         Scenario("sizes", "sizes of fractions of a sector, and devices larger than their records",

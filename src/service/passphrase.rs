@@ -1,14 +1,14 @@
 //! Reads a passphrase from a descriptor that a client sent (`docs/spec/dbus/dbus-api.md` §4.1).
 //!
-//! The daemon makes one read of at most 64 bytes and never reads to the end of the file: clients
-//! keep their end of the pipe open until the call returns. The bytes are used as they are,
-//! including a newline at their end. A client may send its descriptor before it writes to it, so
-//! the bus reader waits for the data together with all its other sources. This module does not know
-//! what the passphrase is for.
+//! The daemon makes one read, of at most one byte more than a key may have, and never reads to the
+//! end of the file: clients keep their end of the pipe open until the call returns. The bytes are
+//! used as they are, including a newline at their end. A client may send its descriptor before it
+//! writes to it, so the front end waits for the data together with all its other sources. This
+//! module does not know what the passphrase is for.
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use rustix::{
 use threads::wake::{PollFd, PollFlags, poll};
 use zeroize::Zeroizing;
 
-use crate::{bus::wire::Descriptor, engine::ops::Secret};
+use crate::engine::ops::Secret;
 
 /// Longest passphrase in bytes.
 pub const PASSPHRASE_BYTES_MAX: usize = 64;
@@ -45,17 +45,16 @@ pub enum PassphraseError {
 
 /// Whether a read would not block: data or the end of file is available, or the descriptor cannot
 /// be read at all.
-pub fn is_ready(descriptor: &Descriptor) -> bool {
-    let fd = descriptor.0.as_fd();
-    is_to_write(fd) || readable(descriptor).unwrap_or(true)
+pub fn is_ready(descriptor: BorrowedFd<'_>) -> bool {
+    is_to_write(descriptor) || readable(descriptor).unwrap_or(true)
 }
 
 fn is_to_write(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::WRONLY)
 }
 
-fn readable(descriptor: &Descriptor) -> io::Result<bool> {
-    let mut fds = [PollFd::from_borrowed_fd(descriptor.0.as_fd(), PollFlags::IN)];
+fn readable(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut fds = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
     Ok(poll(&mut fds, Some(Instant::now()))? > 0)
 }
 
@@ -63,22 +62,21 @@ fn readable(descriptor: &Descriptor) -> io::Result<bool> {
 ///
 /// # Errors
 /// If the passphrase is too long, nothing has been written, or the descriptor cannot be read.
-pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
+pub fn read(descriptor: BorrowedFd<'_>) -> Result<Secret, PassphraseError> {
     if !is_ready(descriptor) {
         return Err(PassphraseError::Nothing);
     }
-    let mut bytes = Zeroizing::new(vec![0; PASSPHRASE_BYTES_MAX]);
+    // One byte more than a key may have shows whether it is longer, wherever it comes from.
+    let mut bytes = Zeroizing::new(vec![0; PASSPHRASE_BYTES_MAX + 1]);
     let length = loop {
-        match read_now(descriptor.0.as_fd(), &mut bytes) {
+        match read_now(descriptor, &mut bytes) {
             Ok(length) => break length,
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Err(PassphraseError::Taken),
             Err(error) => return Err(PassphraseError::Read(error.into())),
         }
     };
-    // The buffer is full and the descriptor is still readable (the end of a file or of a closed
-    // pipe counts as well), so the passphrase may be longer.
-    if length == PASSPHRASE_BYTES_MAX && readable(descriptor).map_err(PassphraseError::Read)? {
+    if length > PASSPHRASE_BYTES_MAX {
         return Err(PassphraseError::TooLong);
     }
     bytes.truncate(length);
@@ -111,7 +109,10 @@ fn read_now(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::fd::OwnedFd, sync::Arc};
+    use std::{
+        io::Write,
+        os::fd::{AsFd, OwnedFd},
+    };
 
     use super::*;
 
@@ -120,7 +121,7 @@ mod tests {
         writer.write_all(bytes).unwrap();
         // If the pipe is to be closed, the writer is dropped before the read.
         let kept = (!close).then_some(writer);
-        (read(&Descriptor(Arc::new(OwnedFd::from(reader)))), kept)
+        (read(reader.as_fd()), kept)
     }
 
     fn check(bytes: &[u8], close: bool, expected: bool) {
@@ -136,19 +137,20 @@ mod tests {
         check(b"pass-one", true, true);
         check(b"", true, true);
         check(&[7; 64], false, true);
+        check(&[7; 64], true, true);
     }
 
     #[test]
     fn descriptor_is_ready_when_written_or_unreadable() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let own = |end: OwnedFd| Descriptor(Arc::new(end));
-        let (theirs, ours) = (own(writer.try_clone().unwrap().into()), own(reader.into()));
-        assert!(!is_ready(&ours));
-        assert!(matches!(read(&ours), Err(PassphraseError::Nothing)));
-        assert!(is_ready(&theirs));
-        assert!(matches!(read(&theirs), Err(PassphraseError::Read(_))));
+        let theirs = writer.try_clone().unwrap();
+        let (theirs, ours) = (theirs.as_fd(), reader.as_fd());
+        assert!(!is_ready(ours));
+        assert!(matches!(read(ours), Err(PassphraseError::Nothing)));
+        assert!(is_ready(theirs));
+        assert!(matches!(read(theirs), Err(PassphraseError::Read(_))));
         writer.write_all(b"key").unwrap();
-        assert!(is_ready(&ours) && read(&ours).unwrap().same(b"key"));
+        assert!(is_ready(ours) && read(ours).unwrap().same(b"key"));
     }
 
     /// When several calls passed one pipe, all but one of them waited in a read for as long as the
@@ -176,12 +178,11 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"skipped-key").unwrap();
         io::Seek::seek(&mut file, io::SeekFrom::Start(8)).unwrap();
-        assert!(read(&Descriptor(Arc::new(file.into()))).unwrap().same(b"key"));
+        assert!(read(file.as_fd()).unwrap().same(b"key"));
     }
 
     #[test]
-    fn refuses_what_may_be_longer() {
-        check(&[7; 64], true, false);
+    fn refuses_longer_keys() {
         check(&[7; 65], false, false);
         check(&[7; 512], true, false);
     }

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
     time::Instant,
 };
 
@@ -16,8 +17,6 @@ use rustix::{
     buffer::spare_capacity,
     event::epoll::{self, CreateFlags, EventData, EventFlags},
 };
-
-use crate::bus::wire::Descriptor;
 
 /// The most ready descriptors that one call takes from the kernel. The others are still readable in
 /// the next round.
@@ -28,7 +27,7 @@ pub struct AwaitedPassphrases<T> {
     epoll: OwnedFd,
     /// The number of the next call. Numbers are never reused.
     next: u64,
-    waiting: HashMap<u64, (Descriptor, Instant, T)>,
+    waiting: HashMap<u64, (Arc<OwnedFd>, Instant, T)>,
     deadlines: BTreeSet<(Instant, u64)>,
 }
 
@@ -44,11 +43,11 @@ impl<T> AwaitedPassphrases<T> {
 
     /// Adds a call that waits for `descriptor`, at most until `until`. Gives the call back if the
     /// kernel cannot wait for the descriptor.
-    pub fn add(&mut self, descriptor: Descriptor, until: Instant, what: T) -> Option<T> {
+    pub fn add(&mut self, descriptor: Arc<OwnedFd>, until: Instant, what: T) -> Option<T> {
         let number = self.next;
         self.next += 1;
         let data = EventData::new_u64(number);
-        if epoll::add(&self.epoll, &*descriptor.0, data, EventFlags::IN).is_err() {
+        if epoll::add(&self.epoll, &*descriptor, data, EventFlags::IN).is_err() {
             return Some(what);
         }
         self.deadlines.insert((until, number));
@@ -92,22 +91,22 @@ impl<T> AwaitedPassphrases<T> {
         self.deadlines.remove(&(until, number));
         // The client holds the same pipe, so closing the daemon's descriptor would not remove it
         // from the epoll list.
-        let _ = epoll::delete(&self.epoll, &*descriptor.0);
+        let _ = epoll::delete(&self.epoll, &*descriptor);
         Some(what)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, sync::Arc, time::Duration};
+    use std::{io::Write, time::Duration};
 
     use threads::wake::{PollFd, PollFlags, poll};
 
     use super::*;
 
-    fn pipe() -> (Descriptor, io::PipeWriter) {
+    fn pipe() -> (Arc<OwnedFd>, io::PipeWriter) {
         let (reader, writer) = io::pipe().unwrap();
-        (Descriptor(Arc::new(reader.into())), writer)
+        (Arc::new(reader.into()), writer)
     }
 
     fn is_readable(awaited: &AwaitedPassphrases<u32>) -> bool {
@@ -161,6 +160,6 @@ mod tests {
     fn what_cannot_be_waited_for_is_given_back() {
         let file = tempfile::tempfile().unwrap();
         let mut awaited = AwaitedPassphrases::new().unwrap();
-        assert_eq!(awaited.add(Descriptor(Arc::new(file.into())), Instant::now(), 1), Some(1));
+        assert_eq!(awaited.add(Arc::new(file.into()), Instant::now(), 1), Some(1));
     }
 }

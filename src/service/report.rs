@@ -10,8 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     base::{ids::PoolUuid, units::Sectors},
-    bus::properties,
-    service::{Holder, Locks, ReportedProgram},
+    service::{self, Holder, Locks, ReportedProgram},
     view::{
         DeviceTier, DeviceView, FailedFilesystemView, FilesystemView, JobPace, LeftAsideView, PoolView,
         ReencryptionJob, StoppedPoolView, StoppedPoolsView, View,
@@ -169,8 +168,7 @@ fn pool(pool: &PoolView) -> String {
 /// A job on all data of a pool. Unknown values are left out.
 fn job(job: &ReencryptionJob) -> Value {
     let pace = job.pace();
-    let mut report =
-        json!({ "kind": job.word(), "since": properties::time(job.since.seconds), "bytes_done": pace.done });
+    let mut report = json!({ "kind": job.word(), "since": service::utc(job.since.seconds), "bytes_done": pace.done });
     let total = Some(pace.total).filter(|total| *total > 0);
     let pace = if job.error.is_none() { pace } else { JobPace::default() };
     let known = [("bytes_total", total), ("bytes_per_second", pace.per_second), ("seconds_left", pace.seconds_left)];

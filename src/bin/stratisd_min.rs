@@ -1,0 +1,32 @@
+//! `stratisd-min`: parses the command line and runs the daemon with its socket, and does nothing
+//! else.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use stratis_core::{
+    base::error_chain,
+    cli::stratisd_min::StratisdMinLine,
+    daemon::{
+        self,
+        machine::{MachineChoice, SimOptions},
+    },
+    rpc_front_end::RpcFrontEnd,
+};
+
+fn main() -> ExitCode {
+    // Before anything else: a child process has other arguments and no threads.
+    if let Some(status) = daemon::machine::serve_as_child() {
+        return status;
+    }
+    let command_line = StratisdMinLine::parse();
+    daemon::logging::init(command_line.log_level.map(Into::into));
+    let machine = if command_line.sim { MachineChoice::Simulated(SimOptions::default()) } else { MachineChoice::Real };
+    match daemon::run::<RpcFrontEnd>(&machine) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {:?}", error_chain::sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! One connection: a request comes in, and its answer goes out. It never blocks, and each phase in
+//! which the client has its turn has a time limit.
+//!
+//! Must never know: what a request or an answer says.
+
+use std::{
+    mem,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+use threads::wake::PollFlags;
+
+use super::{
+    REQUEST_BYTES_MAX,
+    frame::{Frame, FrameProgress},
+    packet,
+};
+
+/// How long a client may take to send its request.
+pub const RECEIVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to read its answer.
+pub const SEND_LIMIT: Duration = Duration::from_secs(30);
+/// Bytes read at once.
+const READ_BYTES: usize = 4 << 10;
+
+/// A client's connection.
+pub struct RpcConnection {
+    socket: OwnedFd,
+    phase: ConnectionPhase,
+}
+
+enum ConnectionPhase {
+    Receiving(Incoming),
+    /// The daemon works, however long that takes.
+    Serving,
+    Sending {
+        answer: Vec<u8>,
+        sent: usize,
+        until: Instant,
+    },
+}
+
+struct Incoming {
+    bytes: Vec<u8>,
+    frame: Frame,
+    descriptors: Vec<OwnedFd>,
+    had_more: bool,
+    until: Instant,
+}
+
+/// A request as it came.
+pub struct RawRequest {
+    /// Its text.
+    pub text: Vec<u8>,
+    /// Its descriptors.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Why a request cannot be taken. The texts are for clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BadRequest {
+    #[error("the request is longer than {REQUEST_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("a request is one JSON text or object, with nothing after it")]
+    NotOneValue,
+    #[error("the request came with more than one file descriptor")]
+    Descriptors,
+}
+
+/// What has happened on a connection.
+pub enum ConnectionEvent {
+    /// Nothing that matters yet.
+    Nothing,
+    /// The request is here. Next is [`RpcConnection::answer`].
+    Request(RawRequest),
+    /// It cannot be taken. Next is [`RpcConnection::answer`].
+    Refused(BadRequest),
+    /// It is over.
+    Over,
+}
+
+impl RpcConnection {
+    /// A connection on which the request may come.
+    pub fn new(socket: OwnedFd, now: Instant) -> RpcConnection {
+        let incoming = Incoming {
+            bytes: Vec::new(),
+            frame: Frame::default(),
+            descriptors: Vec::new(),
+            had_more: false,
+            until: now + RECEIVE_LIMIT,
+        };
+        RpcConnection { socket, phase: ConnectionPhase::Receiving(incoming) }
+    }
+
+    /// What to wait for. A connection whose client has gone is reported in any case.
+    pub fn interest(&self) -> PollFlags {
+        match self.phase {
+            ConnectionPhase::Receiving(_) => PollFlags::IN,
+            ConnectionPhase::Serving => PollFlags::empty(),
+            ConnectionPhase::Sending { .. } => PollFlags::OUT,
+        }
+    }
+
+    /// The descriptor to wait on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether the request has not come yet.
+    pub fn is_receiving(&self) -> bool {
+        matches!(self.phase, ConnectionPhase::Receiving(_))
+    }
+
+    /// When the client's time is over.
+    pub fn until(&self) -> Option<Instant> {
+        match &self.phase {
+            ConnectionPhase::Receiving(incoming) => Some(incoming.until),
+            ConnectionPhase::Serving => None,
+            ConnectionPhase::Sending { until, .. } => Some(*until),
+        }
+    }
+
+    /// Bytes of its answer that the client has not read.
+    pub fn unsent(&self) -> usize {
+        match &self.phase {
+            ConnectionPhase::Sending { answer, sent, .. } => answer.len() - sent,
+            _ => 0,
+        }
+    }
+
+    /// Goes on after an event on the socket.
+    pub fn advance(&mut self, events: PollFlags) -> ConnectionEvent {
+        match &self.phase {
+            ConnectionPhase::Receiving(_) => self.receive(),
+            ConnectionPhase::Sending { .. } => self.send(),
+            // The client has gone; the request goes on without it.
+            ConnectionPhase::Serving if events.intersects(PollFlags::HUP | PollFlags::ERR) => ConnectionEvent::Over,
+            ConnectionPhase::Serving => ConnectionEvent::Nothing,
+        }
+    }
+
+    /// Begins to send the answer, and sends what the socket takes at once.
+    pub fn answer(&mut self, answer: Vec<u8>, now: Instant) -> ConnectionEvent {
+        self.phase = ConnectionPhase::Sending { answer, sent: 0, until: now + SEND_LIMIT };
+        self.send()
+    }
+
+    fn receive(&mut self) -> ConnectionEvent {
+        let ConnectionPhase::Receiving(incoming) = &mut self.phase else { return ConnectionEvent::Nothing };
+        let mut bytes = [0; READ_BYTES];
+        loop {
+            let received = match packet::receive(self.socket.as_fd(), &mut bytes) {
+                Ok(received) => received,
+                Err(Errno::AGAIN) => return ConnectionEvent::Nothing,
+                Err(_) => return ConnectionEvent::Over,
+            };
+            incoming.descriptors.extend(received.descriptors);
+            incoming.had_more |= received.had_more;
+            let came = &bytes[..received.length];
+            let progress = incoming.frame.feed(came);
+            let refusal = if incoming.had_more || incoming.descriptors.len() > 1 {
+                Some(BadRequest::Descriptors)
+            } else if incoming.bytes.len() + came.len() > REQUEST_BYTES_MAX {
+                Some(BadRequest::TooLong)
+            } else {
+                (progress == FrameProgress::Wrong).then_some(BadRequest::NotOneValue)
+            };
+            if received.length == 0 {
+                return ConnectionEvent::Over;
+            }
+            incoming.bytes.extend_from_slice(came);
+            if refusal.is_none() && progress == FrameProgress::Partial {
+                continue;
+            }
+            let ConnectionPhase::Receiving(incoming) = mem::replace(&mut self.phase, ConnectionPhase::Serving) else {
+                return ConnectionEvent::Nothing;
+            };
+            return match refusal {
+                Some(why) => ConnectionEvent::Refused(why),
+                None => {
+                    ConnectionEvent::Request(RawRequest { text: incoming.bytes, descriptors: incoming.descriptors })
+                }
+            };
+        }
+    }
+
+    fn send(&mut self) -> ConnectionEvent {
+        let ConnectionPhase::Sending { answer, sent, .. } = &mut self.phase else { return ConnectionEvent::Nothing };
+        while *sent < answer.len() {
+            match packet::send(self.socket.as_fd(), &answer[*sent..], None) {
+                Ok(bytes) => *sent += bytes,
+                Err(Errno::AGAIN) => return ConnectionEvent::Nothing,
+                Err(_) => break,
+            }
+        }
+        ConnectionEvent::Over
+    }
+}
