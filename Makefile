@@ -45,7 +45,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
         structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts boots crash-states crash-points crash-pairs \
         test-machine-longer build-for-machine \
-        build build-daemon build-udev-programs build-machine-checks \
+        build man build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd install-boot install-generators install-dracut \
         install-initramfs-tools uninstall
 
@@ -149,6 +149,9 @@ setup: ## install all system packages that the other commands need
 ## Build and install
 
 build: build-daemon build-udev-programs ## build the daemons, stratis-min, the udev programs and the systemd generators
+
+man: ## write the manual pages and shell completions of all programs
+	@$(CARGO) run --quiet $(CARGO_FLAGS) -p stratis-manual -- $(BUILT)/pages
 
 build-daemon:
 	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd --bin stratisd-min --bin stratis-min

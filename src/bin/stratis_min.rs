@@ -3,11 +3,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use stratis_core::{cli::stratis_min::StratisMinLine, min_client};
+use stratis_core::{
+    cli::{self, stratis_min},
+    min_client,
+};
 
 fn main() -> ExitCode {
-    match min_client::run(StratisMinLine::parse()) {
+    match min_client::run(cli::parse(&stratis_min::PAGE, None)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", min_client::error_line(&error));

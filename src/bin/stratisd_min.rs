@@ -3,10 +3,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use stratis_core::{
     base::error_chain,
-    cli::stratisd_min::StratisdMinLine,
+    cli::{self, stratisd_min},
     daemon::{
         self,
         machine::{MachineChoice, SimOptions},
@@ -19,7 +18,7 @@ fn main() -> ExitCode {
     if let Some(status) = daemon::machine::serve_as_child() {
         return status;
     }
-    let command_line = StratisdMinLine::parse();
+    let command_line: stratisd_min::StratisdMinLine = cli::parse(&stratisd_min::PAGE, None);
     daemon::logging::init(command_line.log_level.map(Into::into));
     let machine = if command_line.sim { MachineChoice::Simulated(SimOptions::default()) } else { MachineChoice::Real };
     match daemon::run::<RpcFrontEnd>(&machine) {

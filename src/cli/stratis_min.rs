@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::{Example, ManualPage};
+
 /// Manages pools in early boot, where there is no D-Bus
 ///
 /// stratis-min sends one request to stratisd-min, the daemon of early boot, and waits for the
@@ -317,3 +319,24 @@ pub struct FilesystemArgument {
     #[arg(value_name = "FILESYSTEM")]
     pub name: String,
 }
+
+/// What its page says beside the options.
+pub static PAGE: ManualPage = ManualPage {
+    examples: &[
+        Example { about: "List pools:", command: "stratis-min pool" },
+        Example {
+            about: "Start an encrypted pool by any binding that works, or by a passphrase that it asks for:",
+            command: "stratis-min pool start --name --token-slot any p1\n\
+                      stratis-min pool start --name --token-slot any --prompt p1",
+        },
+        Example { about: "Ask whether a pool is stopped:", command: "stratis-min pool is-stopped --name p1" },
+    ],
+    exit_status: &[
+        ("0", "it was done"),
+        ("1", "it was refused or failed; standard error says why"),
+        ("2", "wrong usage"),
+    ],
+    files: &[("/run/stratisd/stratisd-min-jsonrpc", "the socket of stratisd-min")],
+    environment: &[],
+    see_also: &["stratisd-min(8)", "stratis(8)"],
+};

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 
-use super::Level;
+use super::{Example, Level, ManualPage};
 
 /// Manages pools in early boot, where there is no D-Bus
 ///
@@ -22,3 +22,26 @@ pub struct StratisdMinLine {
     #[arg(long, value_enum)]
     pub log_level: Option<Level>,
 }
+
+/// What its page says beside the options.
+pub static PAGE: ManualPage = ManualPage {
+    examples: &[Example {
+        about: "Start it where no unit does, and list pools:",
+        command: "/usr/libexec/stratisd-min --log-level info &\nstratis-min pool",
+    }],
+    exit_status: &[
+        ("0", "a signal or stratisd has ended the daemon"),
+        ("1", "it cannot start or go on; standard error says why"),
+        ("2", "wrong usage"),
+    ],
+    files: &[
+        ("/run/stratisd/stratisd-min-jsonrpc", "socket for stratis-min"),
+        ("/run/stratisd-min.pid", "held locked while the daemon runs"),
+        ("/dev/stratis/POOL/FILESYSTEM", "link to the device of a filesystem, made by udev"),
+    ],
+    environment: &[
+        ("RUST_LOG", "levels of messages where --log-level is not given, as \"info\""),
+        ("RUST_BACKTRACE", "with \"1\", a panic writes the calls that led to it"),
+    ],
+    see_also: &["stratis-min(8)", "stratisd(8)", "bootup(7)"],
+};
