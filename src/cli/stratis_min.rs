@@ -337,6 +337,6 @@ pub static PAGE: ManualPage = ManualPage {
         ("2", "wrong usage"),
     ],
     files: &[("/run/stratisd/stratisd-min-jsonrpc", "the socket of stratisd-min")],
-    environment: &[],
+    environment: &[("STRATISD_SIM_RUN_DIR", "the directory in place of /run, for stratisd-min --sim")],
     see_also: &["stratisd-min(8)", "stratis(8)"],
 };

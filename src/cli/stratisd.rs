@@ -63,6 +63,7 @@ pub static PAGE: ManualPage = ManualPage {
         ("STRATISD_SIM_DISK_GIB", "as --sim-disk-size"),
         ("STRATISD_SIM_SLOW_MS", "as --sim-slow"),
         ("STRATISD_SIM_SEED", "as --sim-seed"),
+        ("STRATISD_SIM_RUN_DIR", "with --sim: the directory of locks in place of /run; without it there are none"),
     ],
     see_also: &[
         "stratis(8)",

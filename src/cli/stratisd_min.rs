@@ -42,6 +42,7 @@ pub static PAGE: ManualPage = ManualPage {
     environment: &[
         ("RUST_LOG", "levels of messages where --log-level is not given, as \"info\""),
         ("RUST_BACKTRACE", "with \"1\", a panic writes the calls that led to it"),
+        ("STRATISD_SIM_RUN_DIR", "with --sim: the directory in place of /run"),
     ],
     see_also: &["stratis-min(8)", "stratisd(8)", "bootup(7)"],
 };

@@ -199,3 +199,70 @@ impl RpcConnection {
         ConnectionEvent::Over
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, Read, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use super::*;
+
+    fn pair() -> (UnixStream, RpcConnection) {
+        let (client, server) = UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        (client, RpcConnection::new(server.into(), Instant::now()))
+    }
+
+    #[test]
+    fn an_answer_is_sent_as_it_is_read() {
+        let (mut client, mut connection) = pair();
+        let (answer, now) = (vec![b'x'; 4 << 20], Instant::now());
+        assert!(matches!(connection.answer(answer, now), ConnectionEvent::Nothing));
+        assert_eq!(connection.until(), Some(now + SEND_LIMIT));
+        let begun = connection.unsent();
+        assert!(begun > 0 && begun < 4 << 20, "{begun}: more than the socket takes at once");
+        let (mut bytes, mut length, mut is_over) = (vec![0; 64 << 10], 0, false);
+        loop {
+            match client.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(read) => length += read,
+                Err(error) => {
+                    assert!(error.kind() == ErrorKind::WouldBlock && !is_over, "{error}");
+                    is_over = matches!(connection.advance(PollFlags::OUT), ConnectionEvent::Over);
+                    if is_over {
+                        assert_eq!(connection.unsent(), 0);
+                        // The server drops it now.
+                        connection = pair().1;
+                    }
+                }
+            }
+        }
+        assert_eq!((length, is_over), (4 << 20, true));
+    }
+
+    #[test]
+    fn a_client_that_goes_while_served_is_noticed() {
+        let (mut client, mut connection) = pair();
+        client.write_all(b"\"KeyList\"").unwrap();
+        assert!(matches!(connection.advance(PollFlags::IN), ConnectionEvent::Request(_)));
+        assert_eq!((connection.interest(), connection.until()), (PollFlags::empty(), None));
+        assert!(matches!(connection.advance(PollFlags::empty()), ConnectionEvent::Nothing));
+        drop(client);
+        assert!(matches!(connection.advance(PollFlags::HUP), ConnectionEvent::Over));
+    }
+
+    #[test]
+    fn half_a_request_has_a_limit() {
+        let (mut client, mut connection) = pair();
+        let until = connection.until();
+        client.write_all(b"{\"Pool").unwrap();
+        assert!(matches!(connection.advance(PollFlags::IN), ConnectionEvent::Nothing));
+        assert!(connection.is_receiving() && until.is_some());
+        assert_eq!(connection.until(), until, "more bytes do not give more time");
+        drop(client);
+        assert!(matches!(connection.advance(PollFlags::HUP), ConnectionEvent::Over));
+    }
+}

@@ -190,3 +190,16 @@ fn early_programs_do_not_load_libdbus() {
         assert!(libraries.contains("libc.so") && !libraries.contains("libdbus"), "{program}: {libraries}");
     }
 }
+
+#[test]
+fn the_watchdog_hears_of_its_threads() {
+    let rig = Rig::new();
+    let daemon = rig.ready_with(&[("WATCHDOG_USEC", "200000")]);
+    (0..3).for_each(|_| assert_eq!(daemon.next_state(), "WATCHDOG=1"));
+    // A client that does not read is no fault of a thread.
+    let _silent = rig.connect();
+    (0..3).for_each(|_| assert_eq!(daemon.next_state(), "WATCHDOG=1"));
+    daemon.process.signal(nix::sys::signal::Signal::SIGTERM);
+    while daemon.next_state() != "STOPPING=1" {}
+    assert_eq!(daemon.end().0, Some(0));
+}
