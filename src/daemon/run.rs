@@ -18,7 +18,7 @@ use super::{
     first_look::{self, Start, Waited},
     front_end::{FrontEnd, Jobs, Threads, UpdateChannel},
     links::Links,
-    machine::{Machine, MachineChoice},
+    machine::{DaemonRole, Machine, MachineChoice},
     readiness, stop, thread_table as names, version,
     watchdog::Watchdog,
 };
@@ -68,7 +68,11 @@ pub fn run<F: FrontEnd>(choice: &MachineChoice) -> Result<(), Error> {
     if let Err(error) = &outcome {
         stop.trigger(error_chain::sentence(error));
     }
-    let stopped = stop::stop(&group, &F::THREADS, dispatcher.as_ref(), &*machine.platform(), &handle);
+    // stratisd waits for the early-boot daemon, and its clients for their pools. When stratisd ends, a
+    // shutdown may be waiting.
+    let platform = machine.platform();
+    let working = (F::ROLE == DaemonRole::Early).then_some(&*platform);
+    let stopped = stop::stop(&group, &F::THREADS, dispatcher.as_ref(), working, &handle);
     outcome.and(stopped.map_err(Error::Stuck))
 }
 

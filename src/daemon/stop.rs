@@ -7,8 +7,8 @@
 //! 1. The switch is on and wakes all threads. New requests are refused; waiting ones are answered.
 //! 2. The threads that take requests and the watchers end.
 //! 3. Requests that have begun run to their end. After 10 s they begin no format and no new pool;
-//!    those that have not ended 35 s later, while no program works for them, get an answer that
-//!    says so.
+//!    those that have not ended 35 s later get an answer that says so. The early-boot daemon,
+//!    after which stratisd goes on, waits longer while a program works for them.
 //! 4. The workers end.
 //! 5. The threads that answer publish and answer what is left, wait a bounded time until it is
 //!    taken, and end.
@@ -76,7 +76,8 @@ fn some_of(names: &[String]) -> String {
     }
 }
 
-/// Stops everything. The switch is already on. Threads that were never started are skipped.
+/// Stops everything. The switch is already on. Threads that were never started are skipped. With
+/// `working`, the limit of the requests does not count while programs run there.
 ///
 /// # Errors
 /// Requests and threads that have not ended in time.
@@ -84,7 +85,7 @@ pub(super) fn stop<R: Send + 'static>(
     group: &Group,
     front_end: &FrontEndThreads,
     dispatcher: Option<&Dispatcher<R>>,
-    platform: &dyn Platform,
+    working: Option<&dyn Platform>,
     signals: &Handle,
 ) -> Result<(), Stuck> {
     readiness::tell(readiness::STOPPING);
@@ -106,8 +107,9 @@ pub(super) fn stop<R: Send + 'static>(
             dispatcher.hurry();
         }
         // A program that runs has its own limit, by the size of what it works on.
+        let works = || working.is_some_and(|platform| platform.running_programs().iter().any(|one| !one.is_stuck));
         let mut late = is_late(REQUESTS_LIMIT);
-        while late && platform.running_programs().iter().any(|program| !program.is_stuck) {
+        while late && works() {
             readiness::tell(EXTEND_STOP);
             late = is_late(REQUESTS_LIMIT);
         }
