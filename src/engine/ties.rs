@@ -153,7 +153,14 @@ pub fn is_opened_on(platform: &dyn Platform, opened: DeviceNumber, luks_device: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{base::units::Sectors, engine::metadata::MetadataVersion};
+    use crate::{
+        base::units::Sectors,
+        engine::metadata::MetadataVersion,
+        platform::{
+            dm::{Line, Visibility},
+            sim::Sim,
+        },
+    };
 
     fn number(minor: u32) -> DeviceNumber {
         DeviceNumber { major: 8, minor }
@@ -209,7 +216,9 @@ mod tests {
         // The upper and the lower device are one, so the clone clashes with the upper one alone.
         let copies = [copy(0, 9, Some(1)), copy(1, 9, Some(1)), copy(2, 9, Some(1))];
         check(&ties, &copies, Choice::Clash(vec![1, 2]));
-        assert!(ties.are_one(number(0), number(1)) && !ties.are_one(number(0), number(2)));
+        for (a, b, one) in [(0, 1, true), (1, 0, true), (0, 0, true), (0, 2, false), (1, 2, false)] {
+            assert_eq!(ties.are_one(number(a), number(b)), one, "{a} {b}");
+        }
     }
 
     #[test]
@@ -218,5 +227,16 @@ mod tests {
         ties.lies_on.insert(number(1), [number(0)].into());
         check(&ties, &[copy(1, 9, Some(2)), copy(0, 8, Some(1))], Choice::Counts(1));
         check(&ties, &[closed(2), closed(0)], Choice::Counts(1));
+    }
+
+    /// The crypt device of a LUKS device and that of its clone have one name.
+    #[test]
+    fn an_opened_device_is_known_by_what_it_lies_on() {
+        let sim = Sim::builder().build();
+        let [a, b] = ["/dev/a", "/dev/b"].map(|path| sim.find_device(path.as_ref()).unwrap().number);
+        let line = Line::linear(Sectors::ZERO, Sectors(2048), a, Sectors::ZERO);
+        let opened = sim.dm_create("x", "x", &[line], Visibility::Private).unwrap();
+        assert!(is_opened_on(&sim, opened, a).unwrap());
+        assert!(!is_opened_on(&sim, opened, b).unwrap());
     }
 }

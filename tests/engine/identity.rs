@@ -422,3 +422,64 @@ fn a_pool_without_disks_is_not_destroyed() {
     assert!(bench.sim.dm_find(&Role::ThinPool.name(bench.id("p"))).unwrap().is_some(), "it is as it was");
     bench.stop_pool("p").unwrap();
 }
+
+/// A node proves nothing about a disk that cannot be read.
+#[test]
+fn dead_disks_are_forgotten_by_a_stop() {
+    let mut bench = Bench::start(two_disks());
+    for disk in ["/dev/a", "/dev/b"] {
+        bench.sim.spoil(path(disk), 0..1 << 16).unwrap();
+    }
+    let (stopped, said) = listen(|| bench.stop_pool("p"));
+    stopped.unwrap();
+    assert!(said.contains("its devices are gone"), "{said}");
+    assert_eq!(bench.stopped().list(), [], "nothing is known of it");
+    assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+}
+
+/// Another disk has got the node of a disk that is gone.
+#[test]
+fn a_stop_forgets_a_disk_that_was_replaced() {
+    let mut bench = Bench::start(two_disks());
+    bench.sim.pull_disk(path("/dev/a")).unwrap();
+    bench.sim.add_disk(path("/dev/a"), TIB).unwrap();
+    bench.stop_pool("p").unwrap();
+    let nodes: Vec<_> = bench.stopped_pool("p").unwrap().devices.iter().map(|(node, _)| node.clone()).collect();
+    assert_eq!(nodes, [path("/dev/b")]);
+}
+
+/// Layers cannot be brought up again on disks that are gone. A stop that fails leaves the pool to
+/// the next one.
+#[test]
+fn a_failed_stop_without_disks_is_repeated() {
+    let mut bench = Bench::start(two_disks());
+    let thin_pool = Role::ThinPool.name(bench.id("p"));
+    for disk in ["/dev/a", "/dev/b"] {
+        bench.sim.pull_disk(path(disk)).unwrap();
+    }
+    bench.sim.hold_device(&thin_pool, 1000).unwrap();
+    let error = bench.stop_pool("p").unwrap_err();
+    assert!(error.is_busy(), "{error:?}");
+    assert_eq!(bench.pool("p").unwrap().restriction, None);
+    bench.sim.hold_device(&thin_pool, 0).unwrap();
+    bench.stop_pool("p").unwrap();
+    assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+}
+
+/// While some of a stopped pool is up, its devices stay known, even one that is gone.
+#[test]
+fn a_disk_pulled_from_a_partial_pool_is_forgotten() {
+    let mut watched = Watched::start(two_disks());
+    let sim = watched.bench.sim.clone();
+    let held = Role::OriginSub.name(watched.bench.id("p"));
+    sim.hold_device(&held, 1000).unwrap();
+    watched.bench.stop_pool("p").unwrap();
+    assert!(watched.bench.stopped_pool("p").unwrap().partial);
+    sim.pull_disk(path("/dev/b")).unwrap();
+    watched.settle();
+    sim.hold_device(&held, 0).unwrap();
+    watched.bench.stop_pool("p").unwrap();
+    let stopped = watched.bench.stopped_pool("p").unwrap();
+    let nodes: Vec<_> = stopped.devices.iter().map(|(node, _)| node.clone()).collect();
+    assert_eq!((stopped.partial, nodes), (false, vec![path("/dev/a").to_owned()]));
+}

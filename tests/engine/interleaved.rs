@@ -361,6 +361,12 @@ fn nobody_hears_of_an_unpublished_end() {
         |pool| told(ops::stop_pool(PoolRef::Uuid(pool)), |_| true),
         |pool| told(ops::destroy_pool(pool), |destroyed| *destroyed),
     ];
+    for reads in [false, true] {
+        nobody_hears_of(&ends, reads);
+    }
+}
+
+fn nobody_hears_of(ends: &[fn(PoolUuid) -> Step<String>], reads: bool) {
     let (mut waited, mut refused) = (0, 0);
     for (seed, end) in (0..40).flat_map(|seed| ends.iter().map(move |end| (seed, end))) {
         let bench = prepared(seed);
@@ -369,7 +375,10 @@ fn nobody_hears_of_an_unpublished_end() {
         scheduler.begin("end", end(pool));
         let answered = Arc::new(AtomicBool::new(false));
         let answers = Arc::clone(&answered);
-        let inform = ops::set_user_info(pool, device, Some("a note".to_owned()));
+        let inform = match reads {
+            false => ops::set_user_info(pool, device, Some("a note".to_owned())),
+            true => ops::pool_metadata(pool, ops::MetadataCopy::Current).map(|read| read.map(|_| true)),
+        };
         let inform = inform.map(move |result| {
             answers.store(result.is_err(), Ordering::SeqCst);
             result
@@ -380,7 +389,8 @@ fn nobody_hears_of_an_unpublished_end() {
             let at = || format!("seed {seed}:\n{}", scheduler.history.join("\n"));
             assert!(!(is_shown && answered.load(Ordering::SeqCst)), "{}", at());
         }
-        waited += usize::from(scheduler.history.contains(&"inform: write, parked".to_owned()));
+        let how = if reads { "read" } else { "write" };
+        waited += usize::from(scheduler.history.contains(&format!("inform: {how}, parked")));
         refused += usize::from(answered.load(Ordering::SeqCst));
         assert_eq!(scheduler.finish()[0], "changed");
     }

@@ -196,3 +196,29 @@ fn the_check_completes_a_stuck_extension() {
     check_cached(&bench, 2);
     check_cached(&bench.reboot(), 2);
 }
+
+/// A daemon that was killed while it made a cache has recorded it or has left nothing of it.
+#[test]
+fn a_cache_cut_short_leaves_nothing() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut outcomes = [0, 0];
+        for step in 0.. {
+            let mut bench = Bench::start(Sim::builder().build());
+            bench.create_pool_of(version, "p", &["/dev/a"]).unwrap();
+            bench.create_filesystems("p", &["f"]).unwrap();
+            bench.mark("p", "f", 7);
+            bench.sim.faults().kill_at(bench.sim.steps() + step);
+            let made = bench.run(ops::init_cache(bench.id("p"), vec!["/dev/b".into()])).is_ok();
+            bench.sim.faults().clear();
+            if made {
+                break;
+            }
+            let bench = Bench::start(bench.sim);
+            let at = format!("{version:?}, step {step}");
+            bench.check_nothing_left(&at);
+            assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7, "{at}");
+            outcomes[usize::from(bench.pool("p").unwrap().has_cache)] += 1;
+        }
+        assert!(outcomes.iter().all(|count| *count > 0), "{version:?}: {outcomes:?}");
+    }
+}

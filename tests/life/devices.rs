@@ -4,7 +4,7 @@ use std::path::Path;
 
 use stratisd::{
     base::{pool_ref::PoolRef, units::Sectors},
-    engine::{Error, Result, ops},
+    engine::{Error, Result, metadata::MetadataVersion, ops},
     platform::{DeviceAction, DeviceEvent, Platform, sim::Sim},
 };
 use support::bench::{Bench, GIB, name};
@@ -169,4 +169,34 @@ fn a_clone_replaces_no_device_in_use() {
     let started = ops::start_pool(PoolRef::Name(name("p")), ops::UnlockOptions::default(), ops::CacheTier::Keep);
     assert!(bench.run(started).unwrap().is_some());
     bench.device("p", "/dev/b");
+}
+
+/// A user wipes the signature of a pool and uses the disk again. Thin metadata that lies where that
+/// of the new pool begins must not be taken for it.
+#[test]
+fn a_new_pool_has_no_old_thin_devices() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = Bench::start(Sim::builder().build());
+        bench.create_pool_of(version, "old", &["/dev/a"]).unwrap();
+        bench.create_filesystems("old", &["f", "g"]).unwrap();
+        bench.stop_pool("old").unwrap();
+        bench.sim.put("/dev/a".as_ref(), 0, &[0; 1 << 20]).unwrap();
+        let mut bench = Bench::start(bench.sim);
+        bench.create_pool_of(version, "p", &["/dev/a"]).unwrap();
+        bench.check_nothing_left("a new pool");
+        bench.create_filesystems("p", &["f"]).unwrap();
+        bench.check_nothing_left("a new filesystem");
+    }
+}
+
+/// A request with some of the pool's devices is not the request that has made the pool.
+#[test]
+fn a_pool_with_more_devices_is_another() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
+    assert!(!bench.create_pool("p", &["/dev/b", "/dev/a"]).unwrap());
+    for devices in [&["/dev/a"][..], &["/dev/a", "/dev/b", "/dev/c"], &["/dev/c"]] {
+        let refused = bench.create_pool("p", devices);
+        assert!(matches!(refused, Err(Error::OtherDevices { .. })), "{devices:?}: {refused:?}");
+    }
 }

@@ -220,3 +220,21 @@ fn a_check_reads_the_thin_status_once() {
     let used = bench.pool("p").unwrap().used.unwrap();
     assert_eq!(used, Sectors(before.0 + BLOCK / 512), "and it is the state of now");
 }
+
+/// An extension writes to the filesystem, and would wait in a thin pool without space.
+#[test]
+fn filesystems_in_a_full_pool_are_not_extended() {
+    let mut bench = machine(MetadataVersion::V2);
+    check(&mut bench).unwrap();
+    fill(&bench.sim, &nodes(&bench)).unwrap_err();
+    bench.mount("p", "f");
+    bench.sim.set_used(Path::new("/mnt/f"), stratisd::base::units::Bytes(900 << 20)).unwrap();
+    check(&mut bench).unwrap();
+    let device = stratisd::engine::dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
+    let size = |bench: &Bench| bench.sim.dm_find(&device).unwrap().unwrap().table[0].length;
+    bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap();
+    assert_eq!(size(&bench), GIB);
+    add(&mut bench, "/dev/large").unwrap();
+    bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap();
+    assert!(size(&bench) > GIB);
+}

@@ -6,7 +6,10 @@ use std::{path::Path, time::Duration};
 use stratisd::{
     base::{ids::FsUuid, units::Sectors},
     engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops},
-    platform::{Platform, Program, WriteStep, sim::Sim},
+    platform::{
+        Platform, Program, WriteStep,
+        sim::{CallKind, Sim},
+    },
     view::Availability,
 };
 use support::bench::{Bench, GIB, name};
@@ -147,9 +150,55 @@ fn a_full_pool_without_space_refuses_a_snapshot() {
 fn an_origin_that_cannot_be_suspended_goes_on() {
     let mut bench = machine(MetadataVersion::V2);
     let device = stratisd::engine::dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
-    bench.sim.faults().fail_next(stratisd::platform::sim::CallKind::DmSuspend, &device);
+    bench.sim.faults().fail_next(CallKind::DmSuspend, &device);
     snapshot(&mut bench, "f", "s").unwrap_err();
     assert!(!bench.sim.dm_find(&device).unwrap().unwrap().suspended);
     snapshot(&mut bench, "f", "s").unwrap().unwrap();
     expect_identities(&bench, &["f", "s"]);
+}
+
+/// The origin is suspended for the moment of the snapshot. However that ends, the daemon tries to
+/// resume the origin, and says so if it cannot.
+#[test]
+fn an_origin_that_stays_suspended_is_reported() {
+    for (failures, is_left) in [(4, false), (5, true)] {
+        let mut bench = machine(MetadataVersion::V2);
+        let device = stratisd::engine::dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
+        for _ in 0..failures {
+            bench.sim.faults().fail_next(CallKind::DmResume, &device);
+        }
+        snapshot(&mut bench, "f", "s").unwrap_err();
+        assert_eq!(bench.sim.faults().struck(), failures);
+        assert_eq!(bench.sim.dm_find(&device).unwrap().unwrap().suspended, is_left, "{failures} failures");
+        let pool = bench.pool("p").unwrap();
+        assert_eq!(pool.availability == Availability::Full, !is_left, "{:?}", pool.restriction);
+        let is_told = pool.restriction.as_deref().is_some_and(|why| why.contains(&format!("resume {device}")));
+        assert_eq!(is_told, is_left, "{:?}", pool.restriction);
+    }
+}
+
+/// A thin device that an interrupted request has left may have the number of the new one. The
+/// snapshot is taken with another number, and its origin stays suspended until then.
+#[test]
+fn a_snapshot_with_a_taken_number_is_repeated() {
+    let mut bench = Bench::start(Sim::builder().record().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let (thin_pool, pool) = (Role::ThinPool.name(bench.id("p")), bench.id("p"));
+    let origin = stratisd::engine::dm_names::filesystem(pool, bench.filesystem("p", "f"));
+    let next = bench.sim.thin_ids(&thin_pool).unwrap().into_iter().max().unwrap() + 1;
+    bench.sim.dm_message(&thin_pool, &format!("create_thin {next}")).unwrap();
+    let first = usize::try_from(bench.sim.steps()).unwrap();
+    snapshot(&mut bench, "f", "s").unwrap().unwrap();
+    let trace = bench.sim.trace().split_off(first);
+    let calls = trace.iter().filter_map(|step| match step.call {
+        CallKind::DmMessage if step.subject.contains(&thin_pool) => Some("message"),
+        CallKind::DmSuspend if step.subject == origin => Some("suspend"),
+        CallKind::DmResume if step.subject == origin => Some("resume"),
+        _ => None,
+    });
+    let calls: Vec<_> = calls.collect();
+    let resumed = calls.iter().position(|call| *call == "resume").unwrap();
+    let last = calls.iter().rposition(|call| *call == "message").unwrap();
+    assert!(calls[..resumed].contains(&"suspend") && last < resumed, "{calls:?}");
 }

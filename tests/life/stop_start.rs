@@ -10,6 +10,7 @@ use stratisd::{
         dm_names::{self, Role},
         metadata::MetadataVersion,
         ops::{self, CacheTier, Secret, StopOutcome, UnlockOptions},
+        request::{Granted, Step},
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
@@ -384,4 +385,14 @@ fn a_pool_of_unknown_name_makes_names_ambiguous() {
         assert!(matches!(&error, Error::UnknownName { nameless, .. } if *nameless == [pool]), "{error:?}");
     }
     assert!(reason(&bench).contains("no device holds pool metadata"), "{}", reason(&bench));
+}
+
+/// A request finds a pool neither running nor stopped if the pool starts between the two looks.
+#[test]
+fn a_pool_that_starts_meanwhile_is_found() {
+    let mut bench = machine();
+    let Step::Locked(_, look) = ops::stop_pool(by_name("p")) else { panic!("it does not ask for the pool") };
+    let rest = look(&bench.engine, Granted::NoPool);
+    let stopped = bench.run(rest).unwrap();
+    assert!(matches!(stopped, StopOutcome::Done(_)), "{stopped:?}");
 }

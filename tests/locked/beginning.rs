@@ -6,6 +6,7 @@ use stratisd::{
     engine::{
         Error,
         encryption::{EncryptionError, UnlockMethod},
+        metadata::MetadataVersion,
         ops,
         request::Step,
     },
@@ -189,4 +190,19 @@ fn an_encryption_half_recorded_needs_no_key() {
         assert_eq!(mark(&bench), 7, "{at}");
     }
     assert!(restricted > 0);
+}
+
+/// A daemon that was killed before a re-encryption began has left the new volume key in the headers.
+#[test]
+fn a_job_killed_before_its_begin_leaves_nothing() {
+    for version in [MetadataVersion::V1, V2] {
+        let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, version);
+        let before = keyslots(&bench, version);
+        drop(begun(&mut bench, ReencryptionMode::Reencrypt));
+        assert_ne!(keyslots(&bench, version), before, "{version:?}");
+        let bench = Bench::start(bench.sim);
+        assert_eq!(keyslots(&bench, version), before, "{version:?}");
+        assert_eq!((bench.pool("p").unwrap().reencryption.clone(), mark(&bench)), (None, 7), "{version:?}");
+        bench.check_nothing_left("killed before the job");
+    }
 }

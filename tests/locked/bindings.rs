@@ -217,3 +217,16 @@ fn an_unbind_that_fails_is_undone() {
     bench.stop_pool("p").unwrap();
     assert!(start(&mut bench, "p", Some(UnlockMethod::Token(2)), None).unwrap());
 }
+
+/// In version 1, a binding to a key whose passphrase has changed since is not what was requested.
+#[test]
+fn a_present_binding_must_open_the_pool() {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
+    let bind =
+        |bench: &mut Bench| bench.run(ops::bind(bench.id("p"), BindRequest::Keyring(key("k")), SlotRequest::Legacy));
+    assert!(!bind(&mut bench).unwrap());
+    set_key(&mut bench, "k", "another");
+    let refused = bind(&mut bench);
+    assert!(refused.is_err(), "{refused:?}");
+}

@@ -160,6 +160,21 @@ fn an_encryption_takes_fifty_gib_in_advance() {
     assert!(taken >= 50 * GIB.0, "{taken} sectors, {json}");
 }
 
+/// In version 1, the pool has no crypt device that could not be extended.
+#[test]
+fn a_reencryption_takes_nothing_in_version_1() {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
+    let node = bench.pool("p").unwrap().devices.values().next().unwrap().node.clone();
+    let allocs = |bench: &Bench| {
+        disks::json_on(&bench.sim, &node.to_string_lossy())["backstore"]["data_tier"]["blockdev"]["allocs"].clone()
+    };
+    bench.check_pools();
+    let before = allocs(&bench);
+    assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap());
+    assert_eq!(allocs(&bench), before);
+}
+
 /// A power cut could tear a larger sector where filesystems rely on an atomic smaller one.
 #[test]
 fn encryption_uses_the_smallest_sector_of_the_pool() {
@@ -176,10 +191,10 @@ fn encryption_uses_the_smallest_sector_of_the_pool() {
 #[test]
 fn a_job_without_the_volume_key_is_refused() {
     let mut bench = adopted_without_key();
-    let before = bench.pool("p").unwrap();
+    let before = (bench.pool("p").unwrap(), disks::json_on(&bench.sim, "/dev/a"));
     for refused in [ops::reencrypt_pool(bench.id("p")), ops::decrypt_pool(bench.id("p"))] {
         let refusal = bench.run(refused);
         assert!(matches!(refusal, Err(Error::VolumeKey { .. })), "{refusal:?}");
     }
-    assert_eq!(bench.pool("p").unwrap(), before);
+    assert_eq!((bench.pool("p").unwrap(), disks::json_on(&bench.sim, "/dev/a")), before);
 }

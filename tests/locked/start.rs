@@ -246,3 +246,66 @@ fn cache_devices_stay_open_until_dropped_on_record() {
     let class = bench.sim.find_device(Path::new("/dev/fast")).unwrap().class;
     assert_eq!(class, DeviceClass::Unowned);
 }
+
+/// A stop that panics after it was decided has closed some LUKS devices. Another stop completes it,
+/// and no request sees a pool that has given up its devices.
+#[test]
+fn a_stop_that_panicked_is_completed() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut gone = 0;
+        for step in 0.. {
+            let mut bench = machine();
+            create(&mut bench, version, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
+            let pool = bench.id("p");
+            bench.sim.faults().panic_at(bench.sim.steps() + step);
+            let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.stop_pool("p")));
+            if bench.sim.faults().struck() == 0 {
+                break;
+            }
+            let at = format!("{version:?}, step {step}: {stopped:?}");
+            let read = bench.run(ops::pool_metadata(pool, ops::MetadataCopy::Current));
+            gone += usize::from(bench.pool("p").is_some() && matches!(read, Err(Error::NoPool(_))));
+            if bench.pool("p").is_some() {
+                bench.stop_pool("p").unwrap_or_else(|error| panic!("{at}: {}", error.sentence()));
+            }
+            assert!(bench.sim.leftovers().is_empty(), "{at}: {:?}", bench.sim.leftovers());
+            assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap(), "{at}");
+            bench.check_nothing_left(&at);
+        }
+        assert!(gone > 0, "{version:?}");
+    }
+}
+
+/// In version 1, an added device lies on a LUKS device of its own, which opens with the keys of the
+/// pool.
+#[test]
+fn an_addition_cut_short_leaves_no_container() {
+    for is_rebooted in [false, true] {
+        let mut outcomes = [0, 0];
+        for step in 0.. {
+            let mut bench = machine();
+            create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
+            let pool = bench.id("p");
+            bench.sim.faults().kill_at(bench.sim.steps() + step);
+            let added = bench.run(ops::add_data_devices(pool, vec!["/dev/b".into()])).is_ok();
+            bench.sim.faults().clear();
+            if added {
+                break;
+            }
+            let mut bench = match is_rebooted {
+                false => Bench::start(bench.sim),
+                true => bench.reboot(),
+            };
+            if is_rebooted {
+                set_key(&mut bench, "k", "secret of k");
+                start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap();
+            }
+            let at = format!("step {step}, {is_rebooted}");
+            let count = bench.pool("p").unwrap().devices.len();
+            outcomes[count - 1] += 1;
+            bench.check_nothing_left(&at);
+            assert_eq!(bench.sim.header(Path::new("/dev/b")).is_some(), count == 2, "{at}");
+        }
+        assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
+    }
+}

@@ -163,3 +163,20 @@ impl GrowthMonitor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_ends_the_quiet() {
+        let mut growth = GrowthMonitor::default();
+        let second = Duration::from_secs(1);
+        for (used, quiet) in [(7, 0), (7, 1), (7, 2), (8, 0), (8, 1), (6, 0), (6, 1)] {
+            growth.note_use(DataBlocks(used), second);
+            assert_eq!(growth.quiet(), second * quiet, "{used}");
+        }
+        growth.move_low_water(DataBlocks(1));
+        assert_eq!(growth.quiet(), Duration::ZERO);
+    }
+}
