@@ -10,6 +10,7 @@ The exit status is 124 at the time limit and 125 if the machine died. See README
 import argparse
 from pathlib import Path
 
+import facts
 import images
 import kernels
 import session
@@ -19,6 +20,7 @@ from shell import command_line, say
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vm", choices=["auto", "kvm", "uml", "tcg"], default="auto", help="kernel or emulator to use")
+    parser.add_argument("--guest", choices=sorted(facts.GUESTS), default="root", help="root image to use (%(default)s)")
     parser.add_argument("--cache", type=Path, default=images.default_cache(), help="directory of the built images (%(default)s)")
     parser.add_argument("--share", type=Path, help="directory to copy to /host/share; its setup.sh runs first")
     parser.add_argument("--disk", action="append", default=[], metavar="SIZE", help="add a disk, e.g. 4G (repeat)")
@@ -36,7 +38,7 @@ def arguments():
 
 def main():
     given = arguments()
-    kernel = kernels.choose(given.cache.absolute(), given.vm)
+    kernel = kernels.choose(given.cache.absolute(), given.vm, facts.GUESTS[given.guest])
     say(f"using {kernel.name}")
     if given.what == "build":
         return 0

@@ -3,14 +3,15 @@
 Facts only, each with its reason. Knows nothing of how images are built or machines run.
 """
 
+import dataclasses
 from pathlib import Path
 
 IMAGE_FILES = Path(__file__).resolve().parent.parent / "image"
 
-# The guest is Debian 12 on every host: one set of program versions to reason about.
-GUEST_SUITE = "bookworm"
+# Debian 12's stock kernel runs every guest.
+KERNEL_SUITE = "bookworm"
 
-GUEST_PACKAGES = [
+PACKAGES = [
     # a system with systemd, udev and D-Bus
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "procps",
     # the other system bus, which one test switches to
@@ -29,10 +30,7 @@ GUEST_PACKAGES = [
     "fio", "less",
 ]  # fmt: skip
 
-# Both are in use: 3.7.0 speaks revision r7 of the interfaces, 3.8.2 speaks r8. `stratis` is the
-# first.
-STRATIS_VERSIONS = ["3.8.2", "3.7.0"]
-# The client's own dependencies that Debian does not package; the others are in GUEST_PACKAGES.
+# The client's own dependencies that Debian does not package; the others are in PACKAGES.
 STRATIS_LIBRARIES = [
     "dbus-client-gen", "dbus-python-client-gen", "into-dbus-python", "dbus-signature-pyparsing",
     "justbytes", "justbases",
@@ -53,6 +51,58 @@ MASKED_UNITS = [
     "systemd-update-done.service", "systemd-update-utmp-runlevel.service", "systemd-update-utmp.service",
     "systemd-user-sessions.service", "tangd.socket",
 ]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Guest:
+    """What a guest's root image consists of."""
+
+    name: str
+    suite: str
+    python: str  # the suite's own version
+    packages: tuple
+    # Each in a directory of its own; `stratis` is the first.
+    stratis_versions: tuple
+    # Programs from PyPI, without what they depend on: that is in `packages` or named here.
+    python_programs: tuple = ()
+    # Each with all that it depends on, in a directory of its own, /opt/NAME.
+    python_applications: tuple = ()
+    # Units of MASKED_UNITS that it does need.
+    unmasked: tuple = ()
+    size: str = "2G"
+
+
+# Debian 12 on every host: one set of program versions to reason about. Both versions of the client
+# are in use: 3.7.0 speaks revision r7 of the interfaces, 3.8.2 speaks r8.
+DEFAULT_GUEST = Guest("root", "bookworm", "3.11", tuple(PACKAGES), ("3.8.2", "3.7.0"))
+
+# What other programs need that use the daemon.
+_CLIENT_PACKAGES = (
+    # Cockpit's storage page, a user who may log in to it, and a browser
+    "cockpit-ws", "cockpit-bridge", "cockpit-system", "cockpit-storaged", "udisks2", "sudo", "polkitd", "passwd",
+    "chromium-headless-shell", "fonts-dejavu-core",
+    # lists, and reads disks as users do
+    "util-linux", "lvm2", "mdadm",
+)  # fmt: skip
+_COCKPIT_UNITS = ("systemd-logind.service", "systemd-user-sessions.service")
+
+# Debian 13, whose Python and libblockdev the newest clients need. All of them are unchanged.
+CLIENTS_GUEST = Guest(
+    "clients", "trixie", "3.13",
+    (*PACKAGES, *_CLIENT_PACKAGES,
+     # blivet: libblockdev 3 with its plug-ins and tools, and its Python modules
+     "python3-blockdev", "gir1.2-blockdev-3.0", "libblockdev-plugins-all", "libblockdev-tools", "python3-gi",
+     "python3-bytesize", "python3-parted", "python3-pyudev", "python3-dasbus", "python3-selinux", "gdisk", "dosfstools",
+     # snapm
+     "python3-magic"),
+    ("3.9.1", "3.8.2", "3.7.0"),
+    python_programs=("blivet==3.14.2", "snapm==0.7.0", "boom-boot==1.6.8"),
+    python_applications=("playwright==1.65.2",),
+    unmasked=_COCKPIT_UNITS,
+    size="5G",
+)  # fmt: skip
+
+GUESTS = {guest.name: guest for guest in (DEFAULT_GUEST, CLIENTS_GUEST)}
 
 # User-mode Linux needs 6.13 or newer: older ones crash on processors with much register state
 # (AVX-512, AMX). Debian's user-mode-linux packages are either older or lack persistent keyrings, so

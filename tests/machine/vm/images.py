@@ -68,13 +68,13 @@ def _cached(cache, name, digest, build):
     return folder
 
 
-def root(cache):
+def root(cache, guest=facts.DEFAULT_GUEST):
     """Directory with `root.img` (ext4, which every machine reads through a copy-on-write layer) and
     the stock kernel with its initial ramdisk: `vmlinuz`, `initrd`."""
-    made_from = [facts.GUEST_SUITE, facts.GUEST_PACKAGES, facts.STRATIS_VERSIONS, facts.STRATIS_LIBRARIES,
-                 facts.MASKED_UNITS, facts.BOOT_MODULES, facts.MODULE_FOLDERS, HERE / "images.py"]  # fmt: skip
+    made_from = [guest, facts.STRATIS_LIBRARIES, facts.MASKED_UNITS, facts.KERNEL_SUITE, facts.BOOT_MODULES,
+                 facts.MODULE_FOLDERS, HERE / "images.py"]  # fmt: skip
     made_from += [facts.IMAGE_FILES / name for name in ("agent", "agent.service", "power-cut", "init")]
-    return _cached(cache, "root-image", _digest(*made_from), _build_root)
+    return _cached(cache, f"{guest.name}-image", _digest(*made_from), lambda part: _build_root(part, guest))
 
 
 def uml_kernel(cache):
@@ -84,46 +84,72 @@ def uml_kernel(cache):
     return _cached(cache, "uml-kernel", digest, _build_uml_kernel) / "linux"
 
 
-def _build_root(part):
+def _build_root(part, of):
     require(facts.IMAGE_TOOLS | facts.STOCK_KERNEL_TOOLS)
     guest = part / "root"
-    sources = " ".join(f"'{line}'" for line in source_lines(facts.GUEST_SUITE))
-    run(f"mmdebstrap --variant=minbase --format=directory --include={','.join(facts.GUEST_PACKAGES)} "
-        f"{facts.GUEST_SUITE} {guest} {sources}")  # fmt: skip
-    _install_stratis_clients(part, guest)
-    _prepare_guest(guest)
+    sources = " ".join(f"'{line}'" for line in source_lines(of.suite))
+    run(f"mmdebstrap --variant=minbase --format=directory --include={','.join(of.packages)} "
+        f"{of.suite} {guest} {sources}")  # fmt: skip
+    run(f"python3 -m venv {part}/pip")
+    _install_stratis_clients(part, guest, of)
+    _install_python_programs(part, guest, of)
+    shutil.rmtree(part / "pip")
+    _prepare_guest(guest, of)
     modules = _install_stock_kernel(part, guest)
     _make_initial_ramdisk(part, modules)
     # No journal: the image is never written to again, and the root of a machine that loses power is
     # discarded.
-    run(f"mke2fs -q -t ext4 -O ^has_journal -d {guest} root.img 2G", cwd=part)
+    run(f"mke2fs -q -t ext4 -O ^has_journal -d {guest} root.img {of.size}", cwd=part)
     shutil.rmtree(guest)
 
 
-def _install_stratis_clients(part, guest):
+def _pip(part):
+    return f"{part}/pip/bin/pip install -q --disable-pip-version-check --no-compile"
+
+
+def _write_starter(guest, name, home, program):
+    """A program on the PATH that runs a Python program of the directory `home`."""
+    starter = f'#!/bin/sh\nPYTHONPATH={home} exec /usr/bin/python3 {home}/bin/{program} "$@"\n'
+    write(guest / "usr/local/bin" / name, starter, 0o755)
+
+
+def _install_stratis_clients(part, guest, of):
     """Installs every version of the client in its own directory /opt/stratis-VERSION, with a
     starter of that name on the PATH, and `stratis` for the first version."""
-    run(f"python3 -m venv {part}/pip")
-    pip = f"{part}/pip/bin/pip install -q --disable-pip-version-check --no-deps --no-compile"
-    libraries = guest / "usr/local/lib/python3.11/dist-packages"
-    run(f"{pip} --target {libraries} {' '.join(facts.STRATIS_LIBRARIES)}")
-    for version in facts.STRATIS_VERSIONS:
-        run(f"{pip} --target {guest}/opt/stratis-{version} stratis-cli=={version}")
+    libraries = guest / f"usr/local/lib/python{of.python}/dist-packages"
+    # pip runs on the host's Python, which may be older than the guest's.
+    newer = "" if of.python == "3.11" else "--ignore-requires-python"
+    run(f"{_pip(part)} --no-deps {newer} --target {libraries} {' '.join(facts.STRATIS_LIBRARIES)}")
+    for version in of.stratis_versions:
+        run(f"{_pip(part)} --no-deps --ignore-requires-python --target {guest}/opt/stratis-{version} stratis-cli=={version}")
         # 3.8.2 promises to run on Python 3.9 but has one `type` statement of Python 3.12; without
-        # the keyword it is the same alias. Nothing else in the client is changed.
-        run(f"sed -i 's/^type \\([A-Za-z]* = \\)/\\1/' {guest}/opt/stratis-{version}/stratis_cli/_error_codes.py")
-        home = f"/opt/stratis-{version}"
-        starter = f'#!/bin/sh\nPYTHONPATH={home} exec /usr/bin/python3 {home}/bin/stratis "$@"\n'
-        write(guest / f"usr/local/bin/stratis-{version}", starter, 0o755)
-    (guest / "usr/local/bin/stratis").symlink_to(f"stratis-{facts.STRATIS_VERSIONS[0]}")
-    run(f"chroot {guest} python3 -m compileall -q /usr/local/lib/python3.11/dist-packages /opt")
-    shutil.rmtree(part / "pip")
+        # the keyword it is the same alias. Nothing else in the client is changed, and nothing where
+        # Python is newer.
+        if of.python == "3.11":
+            run(f"sed -i 's/^type \\([A-Za-z]* = \\)/\\1/' {guest}/opt/stratis-{version}/stratis_cli/_error_codes.py")
+        _write_starter(guest, f"stratis-{version}", f"/opt/stratis-{version}", "stratis")
+    (guest / "usr/local/bin/stratis").symlink_to(f"stratis-{of.stratis_versions[0]}")
+    run(f"chroot {guest} python3 -m compileall -q /usr/local/lib/python{of.python}/dist-packages /opt")
 
 
-def _prepare_guest(guest):
+def _install_python_programs(part, guest, of):
+    """Installs the guest's programs from PyPI, unchanged: libraries where Python looks for them,
+    each program with a starter on the PATH."""
+    home = Path("/opt/programs")
+    if of.python_programs:
+        run(f"{_pip(part)} --no-deps --ignore-requires-python --target {guest}{home} {' '.join(of.python_programs)}")
+        write(guest / f"usr/local/lib/python{of.python}/dist-packages/programs.pth", f"{home}\n")
+        for program in (guest / "opt/programs/bin").glob("*"):
+            _write_starter(guest, program.name, home, program.name)
+    for wanted in of.python_applications:
+        name = wanted.partition("==")[0]
+        run(f"{_pip(part)} --only-binary=:all: --python-version {of.python} --target {guest}/opt/{name} {wanted}")
+
+
+def _prepare_guest(guest, of):
     for unit in facts.MASKED_UNITS:
         path = guest / "etc/systemd/system" / unit
-        if not os.path.lexists(path):
+        if unit not in of.unmasked and not os.path.lexists(path):
             path.symlink_to("/dev/null")
     # Installing the package makes its bus the system's.
     (guest / "etc/systemd/system/dbus.service").unlink(missing_ok=True)
@@ -140,7 +166,7 @@ def _prepare_guest(guest):
 def _install_stock_kernel(part, guest):
     """Puts the kernel beside the image and its storage modules into the guest. Returns the
     directory of the modules."""
-    apt = PrivateApt(part / "apt", facts.GUEST_SUITE)
+    apt = PrivateApt(part / "apt", facts.KERNEL_SUITE)
     package = apt.dependency("linux-image-amd64", "linux-image-[0-9][^ ]*")
     apt.unpack(package, part / "kernel")
     (boot_image,) = (part / "kernel/boot").glob("vmlinuz-*")

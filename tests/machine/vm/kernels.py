@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import facts
 import images
 from shell import Failure, find_program, say
 
@@ -37,10 +38,10 @@ class UserModeLinux:
 
     name = "uml"
 
-    def __init__(self, cache):
+    def __init__(self, cache, guest):
         if platform.machine() != "x86_64":
             raise Failure("User-mode Linux needs an x86_64 host")
-        self.image = images.root(cache) / "root.img"
+        self.image = images.root(cache, guest) / "root.img"
         self.kernel = images.uml_kernel(cache)
 
     def command(self, machine):
@@ -58,9 +59,9 @@ class UserModeLinux:
 class Qemu:
     """Debian's stock kernel under QEMU, with KVM or emulation (4 to 20 times slower)."""
 
-    def __init__(self, cache, accelerator, cpu):
+    def __init__(self, cache, guest, accelerator, cpu):
         self.name = "kvm" if accelerator == "kvm" else "tcg"
-        self.image = images.root(cache)
+        self.image = images.root(cache, guest)
         self.accelerator, self.cpu = accelerator, cpu
 
     def _base(self, memory_mib):
@@ -103,7 +104,7 @@ class Qemu:
             return b"@@MACHINE probe@@" in output.read()
 
 
-def _kvm(cache):
+def _kvm(cache, guest):
     """KVM, if it boots here, or None. Inside another virtual machine, an accessible /dev/kvm proves
     nothing, so boots a kernel; caches the answer for this processor, kernel and QEMU."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK) or not find_program("qemu-system-x86_64"):
@@ -120,32 +121,32 @@ def _kvm(cache):
         say(f"testing whether KVM boots here (at most {2 * PROBE_SECONDS} s, once) ...")
         # Some nested hosts refuse one model register, which the second form omits.
         models = ("host", "host,-arch-capabilities")
-        cpu = next((cpu for cpu in models if Qemu(cache, "kvm", cpu).boots()), None)
+        cpu = next((cpu for cpu in models if Qemu(cache, guest, "kvm", cpu).boots()), None)
         answer = {"question": question, "cpu": cpu}
         say("KVM boots" if cpu else "KVM does not boot here")
         try:
             answer_file.write_text(json.dumps(answer))
         except OSError as error:
             say(f"cannot cache the answer: {error}")
-    return Qemu(cache, "kvm", answer["cpu"]) if answer["cpu"] else None
+    return Qemu(cache, guest, "kvm", answer["cpu"]) if answer["cpu"] else None
 
 
-def choose(cache, wanted):
+def choose(cache, wanted, guest=facts.DEFAULT_GUEST):
     """The kernel with this name (`kvm`, `uml`, `tcg`), or for `auto` the first of them that works
-    here."""
+    here, with this guest's root image."""
     if wanted in ("auto", "kvm"):
-        kvm = _kvm(cache)
+        kvm = _kvm(cache, guest)
         if kvm:
             return kvm
         if wanted == "kvm":
             raise Failure("KVM does not boot here (no /dev/kvm for this user, no QEMU, or the probe failed)")
     if wanted in ("auto", "uml"):
         try:
-            return UserModeLinux(cache)
+            return UserModeLinux(cache, guest)
         except Failure as failure:
             if wanted == "uml" or not find_program("qemu-system-x86_64"):
                 raise
             say(f"User-mode Linux is unavailable, using slow emulation: {failure}")
     if not find_program("qemu-system-x86_64"):
         raise Failure("QEMU is missing; `scripts/setup machine` installs it")
-    return Qemu(cache, "tcg,thread=multi", "max")
+    return Qemu(cache, guest, "tcg,thread=multi", "max")

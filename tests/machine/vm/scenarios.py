@@ -9,6 +9,7 @@ import json
 import math
 import os
 
+import facts
 import session
 
 # Room for filesystems besides the 0.6 GiB that a pool needs for itself; sparse.
@@ -52,10 +53,12 @@ class Scenario:
     seconds: float = 0
     # Runs only if requested by name.
     longer: bool = False
+    guest: facts.Guest = facts.DEFAULT_GUEST
+    memory_mib: int = 2048
 
     def job(self, life, share, disks_folder):
         cut = None if life.cut_within_seconds is None else session.PowerCut(self.seed, life.cut_within_seconds)
-        return session.Job(life.command, share, self.disks, disks_folder, seconds=self.seconds, power_cut=cut)
+        return session.Job(life.command, share, self.disks, disks_folder, self.memory_mib, self.seconds, cut)
 
 
 def keep_journal(lines, share):
@@ -122,6 +125,22 @@ def crash_states(seeds):
             disks=("4G", "4G", "4G"),
         )
         for seed in seeds
+    ]
+
+
+def clients():
+    """Programs that use the daemon, unchanged from their packages."""
+
+    def scenario(name, about, disks=DISKS):
+        file = f"client_{name}.py"
+        return Scenario(f"clients-{name}", about, [Life(f"PICTURES=1 {_pytest('-s', file)}")], disks=disks, seconds=1800,
+                        longer=True, guest=facts.CLIENTS_GUEST, memory_mib=3072)  # fmt: skip
+
+    return [
+        scenario("stratis", "every subcommand of three versions of stratis-cli", ("40G", "8G", "8G")),
+        scenario("cockpit", "Cockpit's storage page in a browser", ("8G", "8G", "8G")),
+        scenario("blivet", "pools and filesystems by blivet, as Anaconda and the storage role drive it", ("8G", "8G", "8G")),
+        scenario("snapm", "sets of snapshots by snapm"),
     ]
 
 
@@ -192,6 +211,7 @@ def all_scenarios(seeds, seconds):
         Scenario("reboot-encryption", "encrypted pools before and after a reboot",
                  [Life(_pytest("reboot_encrypted.py::test_before_reboot")),
                   Life(_pytest("reboot_encrypted.py::test_after_reboot"))], disks=(*DISKS, NOTES)),
+        *clients(),
         *encryption_cuts(seeds or [1]),
         *power_cuts(seeds or [1, 2, 3]),
         *crash_states((seeds or [1])[:1]),
