@@ -44,7 +44,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
         structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts boots crash-states crash-points crash-pairs \
-        test-machine-longer build-for-machine \
+        test-machine-longer test-clients-machine build-for-machine \
         build man build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd install-boot install-generators install-dracut \
         install-initramfs-tools uninstall
@@ -98,6 +98,9 @@ test-machine: setup-machine ## test on a real kernel in the throw-away machine; 
 test-machine-longer: build-for-machine ## every check of LUKS2 and Clevis, eight encrypted pools, power cuts under encryption
 	EVERY_CHECK=1 KILLS=20 ENCRYPTED_POOLS=8 tests/machine/tests --built $(TARGET_DIR)/debug --seconds 3600 \
 	    --scenario platform-encryption --scenario start-encryption --scenario cut-encryption
+
+test-clients-machine: build-for-machine ## stratis-cli, Cockpit in a browser, blivet and snapm, unchanged, in the throw-away machine (half an hour)
+	tests/machine/tests --built $(TARGET_DIR)/debug --scenario clients
 
 loom-full: ## every schedule of the scenarios of the lock, without a bound (hours)
 	LOCK_UNBOUNDED=1 $(CARGO) test --locked -p stratis-threads --features loom --test loom -- --nocapture
