@@ -5,6 +5,7 @@ PREFIX     ?= /usr
 BINDIR     ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec
 DATADIR    ?= $(PREFIX)/share
+MANDIR     ?= $(DATADIR)/man
 UDEVDIR    ?= $(PREFIX)/lib/udev
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
 UNITEXECDIR ?= $(PREFIX)/lib/systemd
@@ -12,6 +13,10 @@ UNITGENDIR ?= $(PREFIX)/lib/systemd/system-generators
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 DRACUTDIR  ?= $(PREFIX)/lib/dracut
 INITRAMFSTOOLSDIR ?= $(DATADIR)/initramfs-tools
+# Completions of bash, zsh and fish.
+BASHDIR    ?= $(DATADIR)/bash-completion/completions
+ZSHDIR     ?= $(DATADIR)/zsh/site-functions
+FISHDIR    ?= $(DATADIR)/fish/vendor_completions.d
 INSTALL    ?= /usr/bin/install
 DESTDIR    ?=
 # release, or debug for a quick build
@@ -25,6 +30,10 @@ BUILT       = $(TARGET_DIR)/$(PROFILEDIR)
 STATIC      = $(BUILT)/static
 # A debug build suffices for a first look; real disks get the release build.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
+# The programs of each folder. Those that the initramfs or the tools bring are packages of their own.
+DAEMONS = stratisd stratisd-min
+BINARIES = stratis-min
+TOOLS =
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
 # Built statically: udev runs the first for many events, and in the initrd, which may have no libraries.
 STATIC_PROGRAMS = $(UDEV_PROGRAMS) stratis-generator
@@ -35,8 +44,17 @@ STRATISDATADIR = $(DATADIR)/stratisd
 # Installs a file with the paths filled in: source, target, mode.
 fill_in       = sed $(foreach path,LIBEXECDIR UDEVDIR UNITEXECDIR UNITGENDIR STRATISDATADIR,-e 's|@$(path)@|$($(path))|g') \
                     $(1) | $(INSTALL) -D -m $(3) /dev/stdin $(DESTDIR)$(2)
+# The files of the package stratisd, of the part for initramfs images, and of the tools.
+PACKAGES = stratisd initramfs tools
+PAGES_stratisd = $(DAEMONS) $(BINARIES) $(UDEV_PROGRAMS)
+PAGES_initramfs = $(GENERATORS)
+PAGES_tools = $(TOOLS)
 # Keeps glibc from returning the memory of each simulated machine, and of each large read, to the kernel.
 KEEP_MEMORY = MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=16777216 MALLOC_MMAP_THRESHOLD_=33554432
+# $(call install_programs,NAMES,FROM,TO)
+install_programs = for program in $(1); do \
+	    $(INSTALL) -D -m 0755 $(2)/$$program $(DESTDIR)$(3)/$$program || exit 1; \
+	done
 # Fails unless a program is statically linked.
 is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
                   { echo "$(STATIC)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
@@ -46,15 +64,14 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
         structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts boots crash-states crash-points crash-pairs \
         test-machine-longer test-clients-machine build-for-machine \
         build man build-daemon build-udev-programs build-machine-checks \
-        install install-daemon install-udev install-dbus install-systemd install-boot install-generators install-dracut \
-        install-initramfs-tools uninstall
+        install install-programs install-man-cfg uninstall dist deb check-aarch64 test-packages
 
 help: ## this guide
 	@echo "stratisd, a storage daemon. New here: \`make run\` starts it on simulated disks and shows a first session,"
 	@echo "\`make test-quick\` tests it. README.md says what it is, CONTRIBUTING.md how to change it."
 	@awk -F ':.*## ' -v width=100 ' \
 	    /^## / { printf "\n%s\n", substr($$0, 4) } \
-	    /^[a-z-]+:.*## / { \
+	    /^[a-z0-9-]+:.*## / { \
 	        line = sprintf("  make %-20s", $$1); words = split($$2, word, " "); \
 	        for (i = 1; i <= words; i++) { \
 	            if (length(line) + length(word[i]) + 1 > width) { print line; line = sprintf("%27s", "") } \
@@ -151,7 +168,7 @@ setup: ## install all system packages that the other commands need
 
 ## Build and install
 
-build: build-daemon build-udev-programs ## build the daemons, stratis-min, the udev programs and the systemd generators
+build: build-daemon build-udev-programs man ## build all programs with their manual pages
 
 man: ## write the manual pages and shell completions of all programs
 	@$(CARGO) run --quiet $(CARGO_FLAGS) -p stratis-manual -- $(BUILT)/pages
@@ -168,31 +185,48 @@ build-udev-programs:
 	    $(call is_static,$$program); \
 	done
 
-install: install-daemon install-udev install-dbus install-systemd install-boot ## install what `make build` built (root)
+# Packagers call these: `install-stratisd`, `install-initramfs` and `install-tools` for a package each, or the parts.
+install: install-programs install-man-cfg ## install what `make build` built (root)
 
-# What boots from pools: the initrd's part, for dracut and for initramfs-tools.
-install-boot: install-generators install-dracut install-initramfs-tools
+install-programs: $(addprefix install-programs-,$(PACKAGES))
 
-install-daemon:
-	$(INSTALL) -D -m 0755 $(BUILT)/stratisd $(DESTDIR)$(LIBEXECDIR)/stratisd
-	$(INSTALL) -D -m 0755 $(BUILT)/stratisd-min $(DESTDIR)$(LIBEXECDIR)/stratisd-min
-	$(INSTALL) -D -m 0755 $(BUILT)/stratis-min $(DESTDIR)$(BINDIR)/stratis-min
+install-man-cfg: $(addprefix install-man-,$(PACKAGES))
 
-install-udev:
-	for program in $(UDEV_PROGRAMS); do \
-	    $(call is_static,$$program); \
-	    $(INSTALL) -D -m 0755 $(STATIC)/$$program $(DESTDIR)$(UDEVDIR)/$$program || exit 1; \
-	done
+$(addprefix install-,$(PACKAGES)): install-%: install-programs-% install-man-%
+
+install-programs-stratisd: install-daemons install-binaries install-udev-binaries install-udev-cfg install-dbus-cfg \
+                           install-systemd-cfg install-fstab-script
+
+install-programs-initramfs: install-generators install-dracut-cfg install-initramfs-tools-cfg
+
+install-programs-tools: install-tools-binaries
+
+install-daemons:
+	$(call install_programs,$(DAEMONS),$(BUILT),$(LIBEXECDIR))
+
+install-binaries:
+	$(call install_programs,$(BINARIES),$(BUILT),$(BINDIR))
+
+install-tools-binaries:
+	$(call install_programs,$(TOOLS),$(BUILT),$(BINDIR))
+
+install-udev-binaries:
+	for program in $(UDEV_PROGRAMS); do $(call is_static,$$program); done
+	$(call install_programs,$(UDEV_PROGRAMS),$(STATIC),$(UDEVDIR))
+
+install-udev-cfg:
 	$(INSTALL) -D -m 0644 udev/61-stratisd.rules $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules
 
-install-dbus:
+install-dbus-cfg:
 	$(INSTALL) -D -m 0644 dbus/stratisd.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf
 
-install-systemd:
+install-systemd-cfg:
 	$(foreach unit,$(UNITS),$(call fill_in,systemd/$(unit),$(UNITDIR)/$(unit),0644) &&) true
+	$(INSTALL) -D -m 0644 systemd/stratisd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/stratisd.conf
+
+install-fstab-script:
 	$(INSTALL) -D -m 0755 boot/stratis-fstab-setup $(DESTDIR)$(UNITEXECDIR)/stratis-fstab-setup
 	$(INSTALL) -D -m 0644 boot/stratis-setup-functions $(DESTDIR)$(UNITEXECDIR)/stratis-setup-functions
-	$(INSTALL) -D -m 0644 systemd/stratisd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/stratisd.conf
 
 install-generators:
 	$(call is_static,stratis-generator)
@@ -202,7 +236,7 @@ install-generators:
 
 DRACUT_MODULE = $(DRACUTDIR)/modules.d/50stratis
 
-install-dracut:
+install-dracut-cfg:
 	$(call fill_in,boot/dracut/50stratis/module-setup.sh,$(DRACUT_MODULE)/module-setup.sh,0755)
 	$(call fill_in,boot/stratisd-min.service,$(DRACUT_MODULE)/stratisd-min.service,0644)
 	$(INSTALL) -D -m 0755 boot/stratis-rootfs-setup $(DESTDIR)$(DRACUT_MODULE)/stratis-rootfs-setup
@@ -210,7 +244,7 @@ install-dracut:
 	$(call fill_in,boot/dracut/50stratis-clevis/module-setup.sh,$(DRACUT_MODULE)-clevis/module-setup.sh,0755)
 	$(INSTALL) -D -m 0755 boot/stratis-clevis-rootfs-setup $(DESTDIR)$(DRACUT_MODULE)-clevis/stratis-clevis-rootfs-setup
 
-install-initramfs-tools:
+install-initramfs-tools-cfg:
 	$(call fill_in,boot/initramfs-tools/hook,$(INITRAMFSTOOLSDIR)/hooks/stratis,0755)
 	$(call fill_in,boot/initramfs-tools/hook-clevis,$(INITRAMFSTOOLSDIR)/hooks/stratis-clevis,0755)
 	$(INSTALL) -D -m 0644 boot/initramfs-tools/conf-hook $(DESTDIR)$(INITRAMFSTOOLSDIR)/conf-hooks.d/stratis
@@ -218,14 +252,39 @@ install-initramfs-tools:
 	$(INSTALL) -D -m 0755 boot/initramfs-tools/local-block $(DESTDIR)$(INITRAMFSTOOLSDIR)/scripts/local-block/stratis
 	$(INSTALL) -D -m 0644 boot/initramfs-tools/setup $(DESTDIR)$(STRATISDATADIR)/initramfs-tools-setup
 
-uninstall: ## remove what `make install` installed (root)
-	rm -f $(addprefix $(DESTDIR)$(LIBEXECDIR)/,stratisd stratisd-min) $(DESTDIR)$(BINDIR)/stratis-min \
-	    $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules \
-	    $(addprefix $(DESTDIR)$(UDEVDIR)/,$(UDEV_PROGRAMS)) \
-	    $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) \
-	    $(addprefix $(DESTDIR)$(UNITEXECDIR)/,stratis-fstab-setup stratis-setup-functions) \
-	    $(DESTDIR)$(TMPFILESDIR)/stratisd.conf $(addprefix $(DESTDIR)$(UNITGENDIR)/,$(GENERATORS)) \
-	    $(addprefix $(DESTDIR)$(STRATISDATADIR)/,initrd-contents.sh initramfs-tools-setup) \
-	    $(addprefix $(DESTDIR)$(INITRAMFSTOOLSDIR)/,hooks/stratis hooks/stratis-clevis conf-hooks.d/stratis \
-	        scripts/local-top/stratis scripts/local-block/stratis)
-	rm -rf $(DESTDIR)$(DRACUT_MODULE) $(DESTDIR)$(DRACUT_MODULE)-clevis
+# udev and systemd run programs that have a page and no completions.
+$(addprefix install-man-,$(PACKAGES)): install-man-%:
+	for name in $(PAGES_$*); do \
+	    $(INSTALL) -D -m 0644 $(BUILT)/pages/man/$$name.8 $(DESTDIR)$(MANDIR)/man8/$$name.8 || exit 1; \
+	    [ -e $(BUILT)/pages/completions/bash/$$name ] || continue; \
+	    $(INSTALL) -D -m 0644 $(BUILT)/pages/completions/bash/$$name $(DESTDIR)$(BASHDIR)/$$name && \
+	    $(INSTALL) -D -m 0644 $(BUILT)/pages/completions/zsh/_$$name $(DESTDIR)$(ZSHDIR)/_$$name && \
+	    $(INSTALL) -D -m 0644 $(BUILT)/pages/completions/fish/$$name.fish $(DESTDIR)$(FISHDIR)/$$name.fish || exit 1; \
+	done
+
+# Removes the files that `install` would install now; folders stay if anything else is in them.
+uninstall: ## remove what `make install` installs (root)
+	@folder=$$(mktemp -d) && $(MAKE) --no-print-directory -s install DESTDIR=$$folder > $$folder/.log 2>&1 || \
+	    { cat $$folder/.log >&2; echo "uninstall needs what \`make build\` built, to know which files to remove" >&2; exit 1; }; \
+	rm $$folder/.log; (cd $$folder && find . ! -type d -printf '%P\0') | (cd $(DESTDIR)/ && xargs -0 rm -f --) && \
+	(cd $$folder && find . -depth -type d -path '*stratis*' -printf '%P\0') | \
+	    (cd $(DESTDIR)/ && xargs -0 -r rmdir --ignore-fail-on-non-empty --) && rm -rf $$folder
+
+## Package
+
+dist: ## write target/dist/stratisd-VERSION.tar.xz: the last commit and all crates, to be built without a network
+	@scripts/dist
+
+deb: ## build Debian packages in target/deb from the last commit; DEB_PROFILE=debug for a quick build
+	@scripts/setup build deb
+	@scripts/deb $(if $(DEB_PROFILE),--profile $(DEB_PROFILE))
+
+# The headers of the C library are those of aarch64; those of the other libraries are the same everywhere.
+check-aarch64: ## check the types of everything for aarch64 (needs rustup's target, and Debian's libc6-dev-arm64-cross)
+	@PKG_CONFIG_ALLOW_CROSS=1 \
+	    BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu="--target=aarch64-linux-gnu -I/usr/aarch64-linux-gnu/include" \
+	    $(CARGO) check --locked --workspace --bins --lib --target aarch64-unknown-linux-gnu
+
+test-packages: setup-machine ## install, upgrade and remove the packages in the throw-away machine (debug build)
+	@scripts/setup build deb
+	@scripts/test-packages

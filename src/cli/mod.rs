@@ -4,6 +4,7 @@
 //!
 //! Must never know: how a program does what it accepts.
 
+mod generators;
 mod level;
 mod page;
 pub mod stratis_min;
@@ -75,6 +76,18 @@ pub const PROGRAMS: &[InstalledProgram] = &[
         folder: Folder::Udev,
         command: udev_helpers::str_cmp,
         page: &udev_helpers::STR_CMP_PAGE,
+    },
+    InstalledProgram {
+        name: "stratis-setup-generator",
+        folder: Folder::Generators,
+        command: generators::setup,
+        page: &generators::PAGE,
+    },
+    InstalledProgram {
+        name: "stratis-clevis-setup-generator",
+        folder: Folder::Generators,
+        command: generators::clevis_setup,
+        page: &generators::PAGE,
     },
 ];
 

@@ -31,6 +31,8 @@ class Machine:
     memory_mib: int
     console: int  # a descriptor for the kernel's console output
     line: int | None
+    # Keeps what is written to the root file system for the next life; None: it is thrown away.
+    root_overlay: Path | None = None
 
 
 class UserModeLinux:
@@ -47,7 +49,8 @@ class UserModeLinux:
     def command(self, machine):
         line = "fd:0,fd:1" if machine.line is None else f"null,fd:{machine.line}"
         # ubd…t: no discard. A copy-on-write file leaves the image unchanged.
-        disks = [f"ubd0t={machine.folder}/root.cow,{self.image}", f"ubd1r={machine.payload}"]
+        overlay = machine.root_overlay or machine.folder / "root.cow"
+        disks = [f"ubd0t={overlay},{self.image}", f"ubd1r={machine.payload}"]
         disks += [f"ubd{number + 2}d={disk}" for number, disk in enumerate(machine.disks)]
         return [
             str(self.kernel), f"mem={machine.memory_mib}M", "ncpus=2", "seccomp=on", "root=/dev/ubda", "rw", *disks,
@@ -70,6 +73,8 @@ class Qemu:
                 "-kernel", str(self.image / "vmlinuz"), "-initrd", str(self.image / "initrd")]  # fmt: skip
 
     def command(self, machine):
+        if machine.root_overlay:
+            raise Failure("a root file system is kept under User-mode Linux only (--vm uml)")
         if machine.line is None:
             line = ["-chardev", "stdio,id=line,signal=off"]
         else:

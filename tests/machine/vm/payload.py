@@ -4,6 +4,7 @@ scripts and tests.
 Knows what `make install` installs where, but not kernels and machines.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -19,18 +20,22 @@ PLATFORM_CHECKS = "examples/platform_machine"
 
 
 def gather(built, share):
-    """Fills the directory `share` from the programs in `built` (a cargo output directory)."""
+    """Fills the directory `share` from the programs in `built` (a cargo output directory). With packages, whose folder
+    MACHINE_PACKAGES names, nothing is installed: a test does that."""
+    shutil.copytree(GUEST_SCRIPTS, share, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    if packages := os.environ.get("MACHINE_PACKAGES"):
+        shutil.copytree(packages, share / "packages")
+        return
     programs = share.parent / "programs" / built.name
     (programs / "static").mkdir(parents=True)
     for program in PROGRAMS:
         if not (built / program).exists():
             raise Failure(f"{built / program} is not built; run `make build PROFILEDIR={built.name}`")
         run(f"strip -o {programs / program} {built / program}")
-    run(f"make --no-print-directory install DESTDIR={share}/root PROFILEDIR={built.name} TARGET_DIR={programs.parent}",
+    run(f"make --no-print-directory install-programs DESTDIR={share}/root PROFILEDIR={built.name} TARGET_DIR={programs.parent}",
         cwd=PROJECT)  # fmt: skip
     if (built / PLATFORM_CHECKS).exists():
         run(f"strip -o {share}/platform_machine {built / PLATFORM_CHECKS}")
-    shutil.copytree(GUEST_SCRIPTS, share, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     # The machine also tests `make run` on real disks.
     shutil.copytree(PROJECT / "scripts", share / "project/scripts")
     for name in ("Makefile", "boot", "udev", "dbus", "systemd"):

@@ -53,12 +53,14 @@ class Scenario:
     seconds: float = 0
     # Runs only if requested by name.
     longer: bool = False
+    # A life begins with the root file system that the life before has left.
+    keep_root: bool = False
     guest: facts.Guest = facts.DEFAULT_GUEST
     memory_mib: int = 2048
 
     def job(self, life, share, disks_folder):
         cut = None if life.cut_within_seconds is None else session.PowerCut(self.seed, life.cut_within_seconds)
-        return session.Job(life.command, share, self.disks, disks_folder, self.memory_mib, self.seconds, cut)
+        return session.Job(life.command, share, self.disks, disks_folder, self.memory_mib, self.seconds, cut, keep_root=self.keep_root)
 
 
 def keep_journal(lines, share):
@@ -212,6 +214,10 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("reboot_encrypted.py::test_before_reboot")),
                   Life(_pytest("reboot_encrypted.py::test_after_reboot"))], disks=(*DISKS, NOTES)),
         *clients(),
+        # scripts/test-packages builds what they install.
+        Scenario("packages", "Debian packages: a first session, a reboot, upgrades under load, removal with mounts",
+                 [Life(_pytest("-s", "test_packages.py::TestFirst")), Life(_pytest("-s", "test_packages.py::TestAfterReboot"))],
+                 longer=True, keep_root=True),
         *encryption_cuts(seeds or [1]),
         *power_cuts(seeds or [1, 2, 3]),
         *crash_states((seeds or [1])[:1]),

@@ -56,6 +56,7 @@ class Job:
     memory_mib: int = 2048
     seconds: float = 600
     power_cut: PowerCut | None = None
+    keep_root: bool = False  # in `disks_folder`, for the next life
     console: Path | None = None  # file for the kernel's console output
 
 
@@ -110,7 +111,8 @@ def live(kernel, job, echo=True):
         payload = _pack(folder, job)
         console_path = job.console or folder / "console"
         with open(console_path, "wb") as console:
-            machine = Machine(folder, payload, disks, job.memory_mib, console.fileno(), None)
+            overlay = job.disks_folder.absolute() / "root.cow" if job.keep_root else None
+            machine = Machine(folder, payload, disks, job.memory_mib, console.fileno(), None, root_overlay=overlay)
             if job.command is None:
                 return _interactive(kernel, machine, scratch)
             outcome = _batch(kernel, machine, scratch, job, echo)
