@@ -468,7 +468,7 @@ fn a_failed_stop_without_disks_is_repeated() {
 
 /// While some of a stopped pool is up, its devices stay known, even one that is gone.
 #[test]
-fn a_disk_pulled_from_a_partial_pool_is_forgotten() {
+fn a_disk_pulled_from_partial_pool_is_forgotten() {
     let mut watched = Watched::start(two_disks());
     let sim = watched.bench.sim.clone();
     let held = Role::OriginSub.name(watched.bench.id("p"));
