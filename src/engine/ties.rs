@@ -231,7 +231,7 @@ mod tests {
 
     /// The crypt device of a LUKS device and that of its clone have one name.
     #[test]
-    fn an_opened_device_is_known_by_what_it_lies_on() {
+    fn an_opened_device_is_known_by_its_base() {
         let sim = Sim::builder().build();
         let [a, b] = ["/dev/a", "/dev/b"].map(|path| sim.find_device(path.as_ref()).unwrap().number);
         let line = Line::linear(Sectors::ZERO, Sectors(2048), a, Sectors::ZERO);
