@@ -2,7 +2,8 @@
 set -e
 # A test installs the packages, in the first of several lives of the same root.
 [ ! -d packages ] || exit 0
-cp -a root/. /
+# Where the daemon runs already, its file is in use.
+cp -a --remove-destination root/. /
 if ! /usr/libexec/stratisd --version > /dev/null; then
     echo "cannot run stratisd: it was built with a newer C library than Debian 12's; build it on Debian 12" >&2
     exit 1

@@ -26,6 +26,9 @@ PACKAGES = [
     # Python packages for the stratis client and our tests
     "python3-dbus", "python3-psutil", "python3-dateutil", "python3-wcwidth", "python3-packaging",
     "python3-pyparsing", "python3-pytest",
+    # the two generators of an initial ramdisk, without the packages that would make one for each
+    # kernel; what they and the prompts in it use
+    "dracut-core", "initramfs-tools-core", "busybox", "cryptsetup",
     # to make and observe load
     "fio", "less",
 ]  # fmt: skip

@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import signal
+import socket
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -33,6 +35,17 @@ class Machine:
     line: int | None
     # Keeps what is written to the root file system for the next life; None: it is thrown away.
     root_overlay: Path | None = None
+    keyboard: int | None = None  # a descriptor for what is typed at the console
+    absent: tuple = ()  # numbers of disks that are not there, at first
+    boot: "Boot | None" = None
+
+
+@dataclasses.dataclass
+class Boot:
+    """What a machine boots from instead of its image: an initial ramdisk, with words for the kernel."""
+
+    initrd: Path
+    words: tuple
 
 
 class UserModeLinux:
@@ -46,15 +59,34 @@ class UserModeLinux:
         self.image = images.root(cache, guest) / "root.img"
         self.kernel = images.uml_kernel(cache)
 
+    def _disk(self, machine, number):
+        return f"ubd{number + 2}d={machine.disks[number]}"
+
+    def plug(self, machine, number):
+        """Connects an absent disk to the running machine, by the kernel's management console (a
+        request is a magic number, a version, a length and 512 bytes)."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as console:
+            console.bind(f"{machine.folder}/plug{number}")
+            console.settimeout(PROBE_SECONDS)
+            request = f"config {self._disk(machine, number)}".encode()
+            console.sendto(struct.pack("=III512s", 0xCAFEBABE, 2, len(request), request), f"{machine.folder}/vm/mconsole")
+            failed, _, length = struct.unpack_from("=III", answer := console.recv(4096))
+        if failed:
+            raise Failure(f"the machine does not take disk {number}: {answer[12:12 + length].decode()}")
+
     def command(self, machine):
         line = "fd:0,fd:1" if machine.line is None else f"null,fd:{machine.line}"
         # ubd…t: no discard. A copy-on-write file leaves the image unchanged.
         overlay = machine.root_overlay or machine.folder / "root.cow"
         disks = [f"ubd0t={overlay},{self.image}", f"ubd1r={machine.payload}"]
-        disks += [f"ubd{number + 2}d={disk}" for number, disk in enumerate(machine.disks)]
+        disks += [self._disk(machine, number) for number in range(len(machine.disks)) if number not in machine.absent]
+        root = ["root=/dev/ubda", "rw"]
+        if machine.boot:
+            root = [f"initrd={machine.boot.initrd}", "rw", *machine.boot.words]
+        keyboard = "null" if machine.keyboard is None else f"fd:{machine.keyboard}"
         return [
-            str(self.kernel), f"mem={machine.memory_mib}M", "ncpus=2", "seccomp=on", "root=/dev/ubda", "rw", *disks,
-            f"con0=null,fd:{machine.console}", "con=null", f"ssl0={line}", "ssl=null",
+            str(self.kernel), f"mem={machine.memory_mib}M", "ncpus=2", "seccomp=on", *root, *disks,
+            f"con0={keyboard},fd:{machine.console}", "con=null", f"ssl0={line}", "ssl=null",
             f"uml_dir={machine.folder}/", "umid=vm", "noreboot", "scsi_debug.add_host=0", *COMMON_ARGUMENTS,
         ]  # fmt: skip
 
@@ -75,6 +107,8 @@ class Qemu:
     def command(self, machine):
         if machine.root_overlay:
             raise Failure("a root file system is kept under User-mode Linux only (--vm uml)")
+        if machine.boot:
+            raise Failure("boots from a pool are tested under User-mode Linux only (--vm uml)")
         if machine.line is None:
             line = ["-chardev", "stdio,id=line,signal=off"]
         else:

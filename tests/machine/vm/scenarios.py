@@ -8,9 +8,12 @@ import dataclasses
 import json
 import math
 import os
+import tarfile
 
 import facts
 import session
+from kernels import Boot
+from shell import Failure
 
 # Room for filesystems besides the 0.6 GiB that a pool needs for itself; sparse.
 DISKS = ("3G", "3G", "3G")
@@ -38,6 +41,12 @@ class Life:
 
     command: str
     cut_within_seconds: float | None = None
+    # Boots from a pool, with the initial ramdisk of this name that an earlier life has made.
+    initrd: str | None = None
+    words: tuple = ()
+    typed: tuple = ()
+    # Disks that are not connected, at first.
+    absent: tuple = ()
 
 
 @dataclasses.dataclass
@@ -57,10 +66,25 @@ class Scenario:
     keep_root: bool = False
     guest: facts.Guest = facts.DEFAULT_GUEST
     memory_mib: int = 2048
+    # A life that fails is counted, and the next one follows.
+    counts_failures: bool = False
 
     def job(self, life, share, disks_folder):
         cut = None if life.cut_within_seconds is None else session.PowerCut(self.seed, life.cut_within_seconds)
-        return session.Job(life.command, share, self.disks, disks_folder, self.memory_mib, self.seconds, cut, keep_root=self.keep_root)
+        boot = None if life.initrd is None else self._boot(life, disks_folder)
+        return session.Job(life.command, share, self.disks, disks_folder, self.memory_mib, self.seconds, cut, self.keep_root,
+                           boot=boot, typed=life.typed, absent=life.absent)  # fmt: skip
+
+    def _boot(self, life, disks_folder):
+        """Takes the initial ramdisk, and the words that name the root file system, off the last disk
+        (guest/notes.py)."""
+        with tarfile.open(disks_folder / f"disk{len(self.disks) - 1}") as notes:
+            try:
+                notes.extract(f"./initrd-{life.initrd}", disks_folder, filter="data")
+                values = json.load(notes.extractfile("./values"))
+            except KeyError as missing:
+                raise Failure(f"the life before has left no initial ramdisk: {missing}") from missing
+        return Boot(disks_folder / f"initrd-{life.initrd}", (*values["words"], *life.words))
 
 
 def keep_journal(lines, share):
@@ -116,6 +140,60 @@ def encryption_cuts(seeds):
     ]  # fmt: skip
 
 
+# Disks for boots: those of pools, and room for initial ramdisks.
+BOOT_DISKS = ("6G", "2G", "1200M", "1200M", "512M")
+
+
+def _made(*what):
+    return Life(f"python3 -B boots.py make {' '.join(what)}")
+
+
+def _booted(initrd, *expected, words=(), **more):
+    return Life(f"python3 -B boots.py check {' '.join(expected)}", initrd=initrd, words=words, **more)
+
+
+# So that a pool is given up early, and the console shows what is being waited for.
+IMPATIENT = ("systemd.setenv=STRATIS_WAIT_SECONDS=15", "systemd.journald.forward_to_console=1")
+PATIENT = ("systemd.journald.forward_to_console=1",)
+WAITS = "waiting for pool"
+
+
+# The prompt, and what is typed there (guest/boots.py).
+PROMPT = "Enter password for Stratis pool"
+WRONG = (PROMPT, "a mistyped passphrase")
+RIGHT = (PROMPT, "the passphrase of this machine")
+
+
+def boots():
+    """Boots from pools; each scenario makes its root file system first."""
+    return [
+        Scenario("boot-dracut", "root file system and fstab on pools, with an initrd of dracut",
+                 [_made("plain", "dracut"), _booted("dracut", "fstab", "healthy", "watched")], disks=BOOT_DISKS,
+                 longer=True),
+        Scenario("boot-initramfs-tools", "root file system on a pool, with an initrd of initramfs-tools",
+                 [_made("plain", "initramfs-tools"), _booted("initramfs-tools", "fstab", "healthy", "watched")],
+                 disks=BOOT_DISKS, longer=True),
+        Scenario("boot-count", "many boots from a pool, the failed ones counted",
+                 [_made("plain", "dracut"),
+                  *[_booted("dracut", "fstab", "healthy")] * int(os.environ.get("BOOTS", "3"))],
+                 disks=BOOT_DISKS, longer=True, counts_failures=True),
+        Scenario("boot-degraded", "devices of pools of the root file system and of fstab are missing, or come late",
+                 [_made("plain", "dracut", "initramfs-tools"),
+                  _booted("dracut", "fstab", words=PATIENT, absent=(0,), typed=((WAITS, session.Plug(0)),)),
+                  _booted("initramfs-tools", "fstab", absent=(0,), typed=((WAITS, session.Plug(0)),)),
+                  _booted("dracut", "fstab", words=PATIENT, absent=(1,), typed=((WAITS, session.Plug(1)),)),
+                  _booted("dracut", "aux-missing", words=IMPATIENT, absent=(1,)),
+                  _booted("dracut", words=IMPATIENT, absent=(0,), typed=(("emergency", session.END),))],
+                 disks=BOOT_DISKS, longer=True),
+        Scenario("boot-clevis", "root file system on an encrypted pool: a Tang server that answers, one that is down, the prompt",
+                 [_made("clevis", "dracut-clevis", "initramfs-tools"),
+                  _booted("dracut-clevis", "fstab", "healthy", words=("machine.tang=up",)),
+                  _booted("dracut-clevis", "fstab", typed=(WRONG, RIGHT)),
+                  _booted("initramfs-tools", "fstab", typed=(WRONG, RIGHT))],
+                 disks=BOOT_DISKS, longer=True),
+    ]  # fmt: skip
+
+
 def crash_states(seeds):
     return [
         Scenario(
@@ -166,6 +244,8 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("test_udev.py", "-k code_point"))], seconds=1800),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys survive",
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
+        Scenario("units", "what systemd says of the units; no second daemon beside stratisd",
+                 [Life(_pytest("test_units.py"))], longer=True),
         Scenario("min", "pools without a bus, by stratis-min; stratisd takes over while data is written",
                  [Life(_pytest("test_min.py"))]),
         Scenario("bus-restarted", "the bus, udevd, or both are restarted under load; every pool is watched again",
@@ -218,6 +298,7 @@ def all_scenarios(seeds, seconds):
         Scenario("packages", "Debian packages: a first session, a reboot, upgrades under load, removal with mounts",
                  [Life(_pytest("-s", "test_packages.py::TestFirst")), Life(_pytest("-s", "test_packages.py::TestAfterReboot"))],
                  longer=True, keep_root=True),
+        *boots(),
         *encryption_cuts(seeds or [1]),
         *power_cuts(seeds or [1, 2, 3]),
         *crash_states((seeds or [1])[:1]),

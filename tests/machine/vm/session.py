@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import facts
-from kernels import Machine
+from kernels import Boot, Machine
 from shell import Failure, say
 
 # How long a machine may take to power off after its command has ended.
@@ -33,6 +33,16 @@ class PowerCut:
 
     seed: int
     within_seconds: float
+
+
+@dataclasses.dataclass
+class Plug:
+    """Connect the disk with this number."""
+
+    disk: int
+
+
+END = object()
 
 
 @dataclasses.dataclass
@@ -58,6 +68,11 @@ class Job:
     power_cut: PowerCut | None = None
     keep_root: bool = False  # in `disks_folder`, for the next life
     console: Path | None = None  # file for the kernel's console output
+    boot: Boot | None = None  # None: the machine's own image
+    # What happens after which text has appeared at the console; each once, in this order: a string is
+    # typed, a Plug connects a disk, END ends the machine, as a success.
+    typed: tuple = ()
+    absent: tuple = ()  # numbers of disks that are not connected at first
 
 
 def _memory_folder(bytes_needed):
@@ -112,7 +127,8 @@ def live(kernel, job, echo=True):
         console_path = job.console or folder / "console"
         with open(console_path, "wb") as console:
             overlay = job.disks_folder.absolute() / "root.cow" if job.keep_root else None
-            machine = Machine(folder, payload, disks, job.memory_mib, console.fileno(), None, root_overlay=overlay)
+            machine = Machine(folder, payload, disks, job.memory_mib, console.fileno(), None, root_overlay=overlay,
+                              boot=job.boot, absent=job.absent)  # fmt: skip
             if job.command is None:
                 return _interactive(kernel, machine, scratch)
             outcome = _batch(kernel, machine, scratch, job, echo)
@@ -125,7 +141,7 @@ def live(kernel, job, echo=True):
 
 
 def _start(kernel, machine, scratch, stdin, stdout):
-    descriptors = [machine.console] + ([machine.line] if machine.line is not None else [])
+    descriptors = [each for each in (machine.console, machine.line, machine.keyboard) if each is not None]
     return subprocess.Popen(
         kernel.command(machine), stdin=stdin, stdout=stdout, stderr=machine.console, pass_fds=descriptors,
         env=dict(os.environ, TMPDIR=scratch), start_new_session=True,
@@ -157,8 +173,8 @@ def _interactive(kernel, machine, scratch):
 class _Guest:
     """Reads the agent's output line by line and acts on its marks."""
 
-    def __init__(self, process, job, echo):
-        self.process, self.job, self.echo = process, job, echo
+    def __init__(self, process, job, echo, keyboard=None):
+        self.process, self.job, self.echo, self.keyboard = process, job, echo, keyboard
         self.started = time.monotonic()
         self.deadline = self.started + job.seconds
         self.cut_at = None
@@ -175,7 +191,13 @@ class _Guest:
                 self.status = facts.EXIT_TIME_LIMIT
                 return
             wait = min(self.deadline, self.cut_at or self.deadline) - now
-            if not select.select([reader], [], [], max(wait, 0))[0]:
+            sources = [reader] + ([self.keyboard.reader] if self.keyboard else [])
+            ready = select.select(sources, [], [], max(wait, 0))[0]
+            if self.keyboard and self.keyboard.reader in ready and not self.keyboard.take():
+                self.keyboard = None
+            if self.keyboard and self.keyboard.is_end:
+                return self._cut_power()
+            if reader not in ready:
                 continue
             data = os.read(reader, 65536)
             if not data:  # the last writer is gone: the machine has ended
@@ -223,11 +245,49 @@ class _Guest:
         self.status, self.cut = 0, True
 
 
+class _Keyboard:
+    """Acts when a text appears at the console of a machine. The console's output goes on to a file."""
+
+    def __init__(self, kernel, machine, typed):
+        self.kernel, self.machine, self.is_end = kernel, machine, False
+        self.file, self.waiting, self.seen = os.dup(machine.console), list(typed), b""
+        self.reader, machine.console = os.pipe()
+        machine.keyboard, self.keys = os.pipe()
+        self.given = (machine.console, machine.keyboard)
+
+    def started(self):
+        for descriptor in self.given:
+            os.close(descriptor)
+
+    def take(self):
+        """Returns False at the end of the output."""
+        data = os.read(self.reader, 65536)
+        os.write(self.file, data)
+        self.seen += data
+        while self.waiting and (at := self.seen.find(self.waiting[0][0].encode())) >= 0:
+            text, action = self.waiting.pop(0)
+            self.seen = self.seen[at + len(text):]
+            if action is END:
+                self.is_end = True
+            elif isinstance(action, Plug):
+                self.kernel.plug(self.machine, action.disk)
+            else:
+                os.write(self.keys, action.encode() + b"\n")
+        return bool(data)
+
+    def end(self):
+        for descriptor in (self.reader, self.keys, self.file):
+            os.close(descriptor)
+
+
 def _batch(kernel, machine, scratch, job, echo):
     reader, machine.line = os.pipe()
+    keyboard = _Keyboard(kernel, machine, job.typed) if job.typed else None
     process = _start(kernel, machine, scratch, subprocess.DEVNULL, machine.console)
     os.close(machine.line)
-    guest = _Guest(process, job, echo)
+    if keyboard:
+        keyboard.started()
+    guest = _Guest(process, job, echo, keyboard)
     try:
         guest.follow(reader)
         if guest.status is not None and guest.status != facts.EXIT_TIME_LIMIT:
@@ -239,6 +299,8 @@ def _batch(kernel, machine, scratch, job, echo):
         _kill(process)
         guest.drain(reader)
         os.close(reader)
+        if keyboard:
+            keyboard.end()
     if guest.status is None:
         say("the machine died before its command had ended")
         guest.status = facts.EXIT_MACHINE_DIED
