@@ -33,7 +33,9 @@ RUN_PROFILE ?= $(if $(DISKS),release,debug)
 # The programs of each folder. Those that the initramfs or the tools bring are packages of their own.
 DAEMONS = stratisd stratisd-min
 BINARIES = stratis-min
-TOOLS =
+TOOLS = stratis-predict-usage stratis-decode-dm stratisd-tools
+# Other names of stratisd-tools.
+TOOL_LINKS = stratis-dumpmetadata stratis-doctor
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
 # Built statically: udev runs the first for many events, and in the initrd, which may have no libraries.
 STATIC_PROGRAMS = $(UDEV_PROGRAMS) stratis-generator
@@ -48,7 +50,7 @@ fill_in       = sed $(foreach path,LIBEXECDIR UDEVDIR UNITEXECDIR UNITGENDIR STR
 PACKAGES = stratisd initramfs tools
 PAGES_stratisd = $(DAEMONS) $(BINARIES) $(UDEV_PROGRAMS)
 PAGES_initramfs = $(GENERATORS)
-PAGES_tools = $(TOOLS)
+PAGES_tools = $(TOOLS) $(TOOL_LINKS)
 # Keeps glibc from returning the memory of each simulated machine, and of each large read, to the kernel.
 KEEP_MEMORY = MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=16777216 MALLOC_MMAP_THRESHOLD_=33554432
 # $(call install_programs,NAMES,FROM,TO)
@@ -63,7 +65,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
         structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts boots crash-states crash-points crash-pairs \
         test-machine-longer test-clients-machine build-for-machine \
-        build man build-daemon build-udev-programs build-machine-checks \
+        build man build-daemon build-tools build-udev-programs build-machine-checks \
         install install-programs install-man-cfg uninstall dist deb check-aarch64 test-packages
 
 help: ## this guide
@@ -168,13 +170,16 @@ setup: ## install all system packages that the other commands need
 
 ## Build and install
 
-build: build-daemon build-udev-programs man ## build all programs with their manual pages
+build: build-daemon build-tools build-udev-programs man ## build all programs with their manual pages
 
 man: ## write the manual pages and shell completions of all programs
 	@$(CARGO) run --quiet $(CARGO_FLAGS) -p stratis-manual -- $(BUILT)/pages
 
 build-daemon:
 	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd --bin stratisd-min --bin stratis-min
+
+build-tools:
+	@$(CARGO) build $(CARGO_FLAGS) $(addprefix --bin ,$(TOOLS))
 
 build-machine-checks:
 	@$(CARGO) build $(CARGO_FLAGS) --example platform_machine
@@ -209,6 +214,7 @@ install-binaries:
 
 install-tools-binaries:
 	$(call install_programs,$(TOOLS),$(BUILT),$(BINDIR))
+	for name in $(TOOL_LINKS); do ln -f $(DESTDIR)$(BINDIR)/stratisd-tools $(DESTDIR)$(BINDIR)/$$name || exit 1; done
 
 install-udev-binaries:
 	for program in $(UDEV_PROGRAMS); do $(call is_static,$$program); done

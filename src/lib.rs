@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | [`bus_front_end`] | the bus as a front end of the daemon | its one implementation |
 //! | [`bus`] | the D-Bus interface, computed from one table of members | the module's picture |
+//! | [`tools`] | programs beside the daemon | [`tools::doctor`] |
 //! | [`stratis_core`] | all other rooms | its table of rooms |
 //!
 //! Arrows point one way: `bin → bus_front_end → {daemon, bus} → {watch, service} → {engine, view} →
@@ -27,5 +28,6 @@
 
 pub mod bus;
 pub mod bus_front_end;
+pub mod tools;
 
 pub use stratis_core::{base, cli, daemon, engine, min_client, platform, rpc, rpc_front_end, service, view, watch};

@@ -90,6 +90,31 @@ fn spliced(good: &[u8], splices: &[Splice], keep_length: bool) -> Vec<u8> {
     bytes
 }
 
+/// The beginning of a device with both copies of the header and an area with a generation in it,
+/// some bytes of which are changed.
+fn spliced_device(headers: &[Splice], area: &[Splice]) -> Vec<u8> {
+    let (pool, device) = (PoolUuid::from_random([1; 16]), DevUuid::from_random([2; 16]));
+    let header = StaticHeader::new(pool, device, MetadataVersion::V2, Sectors(20_971_520), 1_700_000_000);
+    let layout = Layout::new(header.mda_size).expect("the default size is valid");
+    let mut steps = Mda::plan_initialize(layout);
+    let stamp = Timestamp { seconds: 1, nanoseconds: 5 };
+    steps.extend(Mda::empty(layout).plan_write(b"{\"a\":1}", stamp).expect("the area is empty").steps);
+    let mut bytes = vec![0; 1 << 20];
+    for step in steps {
+        if let PlannedWrite::At(offset, new) = step {
+            bytes[offset as usize..offset as usize + new.len()].copy_from_slice(&new);
+        }
+    }
+    let block = spliced(&header.encode(), headers, true);
+    let block = &block[..block.len().min(512)];
+    for at in [512, 4608] {
+        bytes[at..at + block.len()].copy_from_slice(block);
+    }
+    let changed = spliced(&bytes[8192..8192 + 64], area, true);
+    bytes[8192..8192 + changed.len()].copy_from_slice(&changed);
+    bytes
+}
+
 /// The unchanged input must be valid, or the other tests would test nothing.
 #[test]
 fn seeds_are_accepted() {
@@ -99,6 +124,7 @@ fn seeds_are_accepted() {
     assert_eq!(good_area().iter().filter(|byte| **byte == b'{').count(), 4);
     bodies::header(&good_headers());
     bodies::mda(&good_area());
+    bodies::dump(&spliced_device(&[], &[]));
     bodies::pool_json(pool().as_bytes());
     bodies::fs_json(record().as_bytes());
     for entry in JOURNAL {
@@ -123,6 +149,7 @@ proptest! {
     fn any_bytes(bytes in vec(any::<u8>(), 0..2100)) {
         bodies::header(&bytes);
         bodies::mda(&bytes);
+        bodies::dump(&bytes);
         bodies::pool_json(&bytes);
         bodies::fs_json(&bytes);
         bodies::journal(&bytes);
@@ -131,6 +158,11 @@ proptest! {
     #[test]
     fn changed_headers(splices in splices()) {
         bodies::header(&spliced(&good_headers(), &splices, true));
+    }
+
+    #[test]
+    fn changed_devices(headers in splices(), area in splices()) {
+        bodies::dump(&spliced_device(&headers, &area));
     }
 
     #[test]

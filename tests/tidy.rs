@@ -90,11 +90,17 @@ const ROOMS: &[Room] = &[
         may_use: &["daemon", "rpc", "service", "watch", "engine", "view", "platform"],
         crates: &["threads", "crossbeam_channel", "parking_lot", "signal_hook", "rustix", "nix"],
     },
+    // `bus` is for the name of the daemon and `cli` for the arguments.
+    Room {
+        folder: "src/tools",
+        may_use: &["tools", "cli", "bus::NAME", "engine", "platform"],
+        crates: &["dbus", "threads", "crossbeam_channel"],
+    },
     // All rooms may use `base`.
     Room { folder: "src/base", may_use: &[], crates: &[] },
     Room {
         folder: "src/bin",
-        may_use: &["cli", "daemon", "bus_front_end", "min_client", "rpc_front_end"],
+        may_use: &["cli", "daemon", "bus_front_end", "min_client", "rpc_front_end", "tools"],
         crates: &[],
     },
     Room { folder: "manual/src", may_use: &["cli"], crates: &[] },

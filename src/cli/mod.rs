@@ -7,9 +7,12 @@
 mod generators;
 mod level;
 mod page;
+pub mod stratis_decode_dm;
 pub mod stratis_min;
+pub mod stratis_predict_usage;
 pub mod stratisd;
 pub mod stratisd_min;
+pub mod stratisd_tools;
 mod udev_helpers;
 
 use clap::{ArgMatches, Command, CommandFactory, Parser};
@@ -64,6 +67,36 @@ pub const PROGRAMS: &[InstalledProgram] = &[
         folder: Folder::Bin,
         command: stratis_min::StratisMinLine::command,
         page: &stratis_min::PAGE,
+    },
+    InstalledProgram {
+        name: "stratis-predict-usage",
+        folder: Folder::Bin,
+        command: stratis_predict_usage::PredictUsage::command,
+        page: &stratis_predict_usage::PAGE,
+    },
+    InstalledProgram {
+        name: "stratis-decode-dm",
+        folder: Folder::Bin,
+        command: stratis_decode_dm::DecodeDm::command,
+        page: &stratis_decode_dm::PAGE,
+    },
+    InstalledProgram {
+        name: "stratisd-tools",
+        folder: Folder::Bin,
+        command: stratisd_tools::Tools::command,
+        page: &stratisd_tools::PAGE,
+    },
+    InstalledProgram {
+        name: "stratis-dumpmetadata",
+        folder: Folder::Bin,
+        command: stratisd_tools::DumpMetadata::command,
+        page: &stratisd_tools::DUMP_PAGE,
+    },
+    InstalledProgram {
+        name: "stratis-doctor",
+        folder: Folder::Bin,
+        command: stratisd_tools::Doctor::command,
+        page: &stratisd_tools::DOCTOR_PAGE,
     },
     InstalledProgram {
         name: "stratis-base32-decode",

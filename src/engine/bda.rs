@@ -14,7 +14,7 @@ use crate::{
     engine::metadata::{
         HeaderFlags, Layout, Mda, PlannedWrite, StaticHeader,
         header::{self, BLOCK_BYTES, CopyContents, Half, Invalid, Resolved, Unresolved},
-        mda::{MdaError, Plan, next_stamp},
+        mda::{Generation, MdaError, Plan, next_stamp},
     },
     platform::{self, DeviceWrite, Platform, Timestamp, WriteStep},
 };
@@ -170,6 +170,11 @@ impl Bda {
     /// failed.
     pub fn last_update(&self) -> Option<Timestamp> {
         self.mda.and_then(|mda| mda.last_update())
+    }
+
+    /// The generations in the device's metadata area; none if the last write of it failed.
+    pub fn generations(&self) -> [Option<Generation>; 2] {
+        self.mda.map_or([None; 2], |mda| mda.generations())
     }
 
     /// The latest stamp given to metadata of the device, including metadata that could not be

@@ -17,6 +17,7 @@ pub mod metadata;
 pub mod ops;
 pub mod plan;
 pub mod pool;
+pub mod prediction;
 mod registry;
 pub mod request;
 mod revert;

@@ -251,6 +251,11 @@ impl Mda {
         self.pairs[self.newer()]
     }
 
+    /// The generations of both pairs.
+    pub fn generations(&self) -> [Option<Generation>; 2] {
+        self.pairs
+    }
+
     /// The time of the device's metadata.
     pub fn last_update(&self) -> Option<Timestamp> {
         self.newest().map(|generation| generation.time)

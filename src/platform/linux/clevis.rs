@@ -164,6 +164,20 @@ pub fn programs_to_decrypt(pin: &str) -> BTreeSet<String> {
     requested.needs(Action::Decrypt, "").into_iter().map(|(program, _)| program).collect()
 }
 
+/// The programs needed to decrypt with these pins, each with the package that contains it.
+pub(super) fn needed_to_decrypt<'a>(
+    pins: impl IntoIterator<Item = &'a str>,
+    places: &str,
+) -> Vec<(String, &'static str)> {
+    let pins = pins.into_iter().map(str::to_owned).collect();
+    RequestedPins { pins, ..RequestedPins::default() }.needs(Action::Decrypt, places)
+}
+
+/// The pins and the servers of a passphrase that Clevis has encrypted; `None` if it is none.
+pub fn pins_and_servers(jwe: &Value) -> Option<(BTreeSet<String>, Vec<String>)> {
+    RequestedPins::by_jwe(jwe).map(|requested| (requested.pins, requested.servers))
+}
+
 /// A prepared call of `clevis`.
 struct ClevisCall {
     action: Action,

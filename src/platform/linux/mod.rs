@@ -21,6 +21,7 @@ mod monitor;
 mod mount_table;
 mod mounts;
 mod namespace;
+pub mod needed;
 mod orphans;
 pub mod pid_file;
 mod processes;
@@ -42,7 +43,8 @@ use std::{
 use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
-pub use self::clevis::programs_to_decrypt;
+pub use self::clevis::{pins_and_servers, programs_to_decrypt};
+pub use self::programs::run_program;
 use self::{
     clevis::Clevis, devices::DeviceAccess, dm::Mapper, files::PrivateDirectory, listener::Listener, luks::Luks,
     namespace::Origin, programs::Programs,

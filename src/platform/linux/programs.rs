@@ -43,9 +43,13 @@ impl Programs {
     }
 
     fn find_in(places: &str) -> Result<Programs> {
+        Programs::find_these(&Program::ALL, places)
+    }
+
+    fn find_these(programs: &[Program], places: &str) -> Result<Programs> {
         let mut paths = HashMap::new();
         let mut missing = Vec::new();
-        for program in Program::ALL {
+        for program in programs.iter().copied() {
             match find(program.name(), places) {
                 Some(path) => drop(paths.insert(program, path)),
                 None => missing.push(program.name()),
@@ -106,6 +110,15 @@ impl Programs {
         }
         Ok(String::from_utf8_lossy(&ended.output.bytes).into_owned())
     }
+}
+
+/// Runs a program to its end and returns its standard output, for programs that are not the daemon
+/// and need no other program.
+///
+/// # Errors
+/// [`Error::Missing`] if the program is not installed; [`Error::Program`] if it fails.
+pub fn run_program(program: Program, arguments: &[&str]) -> Result<String> {
+    Programs::find_these(&[program], PLACES)?.run(program, arguments, None)
 }
 
 /// Size of the block device at a path.

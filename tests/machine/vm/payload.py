@@ -13,7 +13,7 @@ from shell import Failure, run
 PROJECT = Path(__file__).resolve().parents[3]
 GUEST_SCRIPTS = Path(__file__).resolve().parent.parent / "guest"
 # The built programs to install, stripped: copying debug information would take seconds.
-PROGRAMS = ["stratisd", "stratisd-min", "stratis-min", "static/stratis-base32-decode", "static/stratis-str-cmp", "static/stratis-generator"]
+PROGRAMS = ["stratisd", "stratisd-min", "stratis-min", "stratis-predict-usage", "stratis-decode-dm", "stratisd-tools", "static/stratis-base32-decode", "static/stratis-str-cmp", "static/stratis-generator"]
 # The checks of the platform (../platform): an example of the daemon's package, because it is no
 # `cargo test`.
 PLATFORM_CHECKS = "examples/platform_machine"

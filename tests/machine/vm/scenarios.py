@@ -268,6 +268,8 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("test_cache.py"))]),
         Scenario("identity", "an older clone; a disk back under another node; a stop of a pool with a pulled disk",
                  [Life(_pytest("test_identity.py"))]),
+        Scenario("tools", "prediction, dump, check, names and doctor on real pools; a pool made as version 1",
+                 [Life(_pytest("test_tools.py"))]),
         Scenario("refusals", "bad input gives a clear error and changes nothing",
                  [Life(_pytest("test_refusals.py"))]),
         Scenario("run", "`make run DISKS=...` on a machine that never had a stratisd",

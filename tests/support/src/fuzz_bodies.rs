@@ -2,6 +2,8 @@
 //! be no panic and no unbounded allocation, and a value that was read, written and read again must
 //! be the same.
 
+use std::io::Write;
+
 use stratisd::platform::Timestamp;
 use stratisd::{
     base::{ids::PoolUuid, units::Sectors},
@@ -11,6 +13,11 @@ use stratisd::{
         header::{self, BLOCK_BYTES, CopyContents, Resolved},
         mda::{Cause, decode_region, encode_region},
         pool,
+    },
+    tools::{
+        check_metadata,
+        dump_metadata::{self, Dump},
+        print_metadata,
     },
 };
 
@@ -85,7 +92,20 @@ pub fn pool_json(bytes: &[u8]) {
                 metadata.devices().map(|device| StaticHeader::new(pool, device, version, size, 0)).collect();
             let _ = pool::check(&metadata, version, &headers);
             let _ = pool::check_members(&metadata, &headers);
+            let _ = (check_metadata::check(&metadata), print_metadata::print(&metadata));
         }
+    }
+}
+
+/// The beginning of a device, as `stratis-dumpmetadata` reads it: whatever is there, the dump ends
+/// with a text.
+pub fn dump(bytes: &[u8]) {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(bytes).expect("space for a few bytes");
+    for (show_bytes, pool_only) in [(true, false), (false, true)] {
+        let dumped = dump_metadata::dump(&Dump { device: file.path().to_owned(), bytes: show_bytes, pool_only });
+        assert!(pool_only || dumped.text.starts_with("Signature block"));
+        assert!(dumped.end.is_ok() || dumped.end.is_err_and(|error| !error.to_string().is_empty()));
     }
 }
 
