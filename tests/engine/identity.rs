@@ -437,9 +437,10 @@ fn dead_disks_are_forgotten_by_a_stop() {
     assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
 }
 
-/// Another disk has got the node of a disk that is gone.
+/// A disk was pulled and plugged in again, and the daemon has not received the events yet. The node
+/// leads to another device number, so what is known of the node is out of date.
 #[test]
-fn a_stop_forgets_a_disk_that_was_replaced() {
+fn a_stop_forgets_a_disk_plugged_in_again() {
     let mut bench = Bench::start(two_disks());
     bench.sim.pull_disk(path("/dev/a")).unwrap();
     bench.sim.add_disk(path("/dev/a"), TIB).unwrap();
