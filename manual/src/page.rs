@@ -118,9 +118,11 @@ fn once(text: &str) -> String {
     let is_preamble = |line: &str| PREAMBLE.iter().any(|begin| line.starts_with(begin));
     let mut kept: Vec<&str> = text.lines().filter(|line| is_preamble(line)).take(PREAMBLE.len()).collect();
     let mut rest = text.lines().filter(|line| !is_preamble(line)).peekable();
+    let begins = |line: &str, macros: &[&str]| macros.iter().any(|name| line.starts_with(name));
     while let Some(line) = rest.next() {
-        let next_begins = rest.peek().is_none_or(|next| [".PP", ".SH", ".SS"].iter().any(|m| next.starts_with(m)));
-        if line != ".PP" || !next_begins {
+        let follows_heading = kept.last().is_some_and(|last| begins(last, &[".SH", ".SS"]));
+        let is_empty = rest.peek().is_none_or(|next| begins(next, &[".PP", ".TP", ".SH", ".SS"]));
+        if line != ".PP" || !(follows_heading || is_empty) {
             kept.push(line);
         }
     }

@@ -432,10 +432,13 @@ fn what_is_too_long_for_the_bus() {
     let attacker = Client::new(&victim.bus);
     let stopped_pools = || attacker.call(client::get(TOP, MANAGER, "StoppedPools"));
     assert_eq!(client::error_name(&stopped_pools()), None);
-    // The properties of these pools together exceed the longest message.
-    let names: Vec<String> = (10..74).map(|number| format!("{}{number}", "n".repeat(248))).collect();
+    // The properties of these pools together exceed the longest message. With more stopped pools
+    // than this, the signal would not contain them.
+    let names: Vec<String> = (10..26).map(|number| format!("{}{number}", "n".repeat(248))).collect();
     for name in &names {
-        attacker.done(client::create_pool(name, &[&format!("/dev/{}", &name[50..])]));
+        let devices: Vec<String> = (0..16).map(|device| format!("/dev/{}-{device}", &name[50..])).collect();
+        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+        attacker.done(client::create_pool(name, &devices));
         attacker.done(client::stop_pool(name));
     }
     let line = victim.daemon.line_with("cannot send");
