@@ -32,8 +32,8 @@ STATIC      = $(BUILT)/static
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
 # The programs of each folder. Those that the initramfs or the tools bring are packages of their own.
 DAEMONS = stratisd stratisd-min
-BINARIES = stratis-min
-TOOLS = stratis-predict-usage stratis-decode-dm stratisd-tools
+BINARIES = stratis-min stratis-predict-usage stratis-decode-dm
+TOOLS = stratisd-tools
 # Other names of stratisd-tools.
 TOOL_LINKS = stratis-dumpmetadata stratis-doctor
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
@@ -176,7 +176,7 @@ man: ## write the manual pages and shell completions of all programs
 	@$(CARGO) run --quiet $(CARGO_FLAGS) -p stratis-manual -- $(BUILT)/pages
 
 build-daemon:
-	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd --bin stratisd-min --bin stratis-min
+	@$(CARGO) build $(CARGO_FLAGS) $(addprefix --bin ,$(DAEMONS) $(BINARIES))
 
 build-tools:
 	@$(CARGO) build $(CARGO_FLAGS) $(addprefix --bin ,$(TOOLS))
