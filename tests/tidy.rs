@@ -71,7 +71,7 @@ const ROOMS: &[Room] = &[
     },
     Room { folder: "src/service", may_use: &["service", "engine", "view"], crates: &["rustix", "threads"] },
     Room { folder: "src/cli", may_use: &["cli"], crates: &[] },
-    Room { folder: "src/min_client", may_use: &["min_client", "cli", "rpc"], crates: &["rustix"] },
+    Room { folder: "src/min_client", may_use: &["min_client", "cli", "rpc"], crates: &["rustix", "signal_hook"] },
     Room { folder: "src/rpc_front_end.rs", may_use: &["rpc", "daemon", "view"], crates: &[] },
     Room {
         folder: "src/rpc",

@@ -1,13 +1,27 @@
 //! Asks for a passphrase: one line of standard input, without echo if that is a terminal. The bytes
-//! are wiped when they are not needed any more.
+//! are wiped when they are not needed any more. A signal that ends the program during a prompt
+//! switches the echo on again.
 //!
 //! Must never know: what the passphrase is for.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    os::unix::net::UnixStream,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     io::Errno,
     termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr},
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    flag,
+    low_level::{self, pipe},
 };
 use zeroize::Zeroizing;
 
@@ -58,16 +72,19 @@ fn not_empty(line: PassphraseLine) -> Result<PassphraseLine, PromptError> {
 
 fn ask(prompt: &str) -> Result<PassphraseLine, PromptError> {
     let mut out = io::stdout();
+    let quiet = Quiet::begin();
     out.write_all(prompt.as_bytes()).and_then(|()| out.flush()).map_err(PromptError::Write)?;
-    let _quiet = Quiet::begin();
-    line()
+    line(quiet.as_ref())
 }
 
 /// Reads a line byte by byte: nothing after it is taken, and no other buffer has its bytes.
-fn line() -> Result<PassphraseLine, PromptError> {
+fn line(quiet: Option<&Quiet>) -> Result<PassphraseLine, PromptError> {
     // The buffer never grows, which would leave a copy behind.
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
     loop {
+        if let Some(quiet) = quiet {
+            quiet.wait_for_input().map_err(|errno| PromptError::Read(errno.into()))?;
+        }
         let mut byte = Zeroizing::new([0]);
         match rustix::io::read(rustix::stdio::stdin(), &mut *byte) {
             Err(Errno::INTR) => continue,
@@ -81,6 +98,32 @@ fn line() -> Result<PassphraseLine, PromptError> {
     Ok(line)
 }
 
+/// The signals that end the program.
+struct Endings {
+    /// No prompt is under way: a signal ends the program at once.
+    at_once: Arc<AtomicBool>,
+    /// Becomes readable when a signal has come during a prompt.
+    come: UnixStream,
+    /// The number of that signal.
+    number: Arc<AtomicUsize>,
+}
+
+/// `None` if the signals cannot be caught. They end the program at once then.
+static ENDINGS: LazyLock<Option<Endings>> = LazyLock::new(|| Endings::catch().ok());
+
+impl Endings {
+    fn catch() -> io::Result<Endings> {
+        let (come, write) = UnixStream::pair()?;
+        let (at_once, number) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            flag::register_conditional_default(signal, Arc::clone(&at_once))?;
+            flag::register_usize(signal, Arc::clone(&number), signal.unsigned_abs() as usize)?;
+            pipe::register(signal, write.try_clone()?)?;
+        }
+        Ok(Endings { at_once, come, number })
+    }
+}
+
 /// Switches the echo of the terminal off until it is dropped; a newline is still shown.
 struct Quiet(Termios);
 
@@ -91,14 +134,48 @@ impl Quiet {
         let mut quiet = before.clone();
         quiet.local_modes.remove(LocalModes::ECHO);
         quiet.local_modes.insert(LocalModes::ECHONL);
-        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &quiet).ok()?;
-        Some(Quiet(before))
+        Quiet::at_once(false);
+        let done = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &quiet);
+        // If that failed, dropping this makes signals end the program at once again.
+        let quiet = Quiet(before);
+        done.ok().map(|()| quiet)
+    }
+
+    /// Sets whether a signal ends the program at once.
+    fn at_once(at_once: bool) {
+        if let Some(endings) = &*ENDINGS {
+            endings.at_once.store(at_once, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits for input. If a signal comes first, switches the echo on and ends the program by it.
+    fn wait_for_input(&self) -> Result<(), Errno> {
+        let Some(endings) = &*ENDINGS else { return Ok(()) };
+        loop {
+            let stdin = rustix::stdio::stdin();
+            let mut both = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&endings.come, PollFlags::IN)];
+            match poll(&mut both, None) {
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno),
+                Ok(_) if both[1].revents().is_empty() => return Ok(()),
+                Ok(_) => {}
+            }
+            self.restore();
+            // The default of each of these signals is to end the process.
+            let _ = low_level::emulate_default_handler(endings.number.load(Ordering::SeqCst) as i32);
+            return Err(Errno::INTR);
+        }
+    }
+
+    fn restore(&self) {
+        // A terminal that has gone needs no echo.
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);
     }
 }
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        // A terminal that has gone needs no echo.
-        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);
+        self.restore();
+        Quiet::at_once(true);
     }
 }

@@ -1,5 +1,7 @@
 //! Every command of `stratis-min`: output, errors and exit status.
 
+use std::{io::Read, os::unix::process::ExitStatusExt, process::Stdio};
+
 use crate::{RUN_DIRECTORY, Rig, STRATIS_MIN, STRATISD_MIN};
 use support::processes::command;
 
@@ -120,6 +122,40 @@ fn keys_and_bindings_from_the_command_line() {
     fails_with(&rig, &start("--token-slot=any"), "", PROMPT, "Password provided was empty");
     fails(&rig, &["pool", "start", "--name", "e"], "");
     assert_eq!(rig.run(&start("--token-slot=any"), "one\n"), (0, PROMPT.to_owned(), String::new()));
+}
+
+/// Ended by a signal at the prompt, `stratis-min` left the terminal without echo.
+#[test]
+fn a_signal_at_the_prompt_restores_echo() {
+    use rustix::{
+        process::{Pid, Signal, kill_process},
+        pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+        termios::{LocalModes, tcgetattr},
+    };
+    let rig = Rig::new();
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = std::fs::OpenOptions::new().read(true).write(true).open(name).unwrap();
+    let echoes = || tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO);
+    assert!(echoes());
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mut child = command(STRATIS_MIN)
+            .args(["key", "set", "--capture-key", "k"])
+            .env(RUN_DIRECTORY, rig.0.path())
+            .stdin(terminal.try_clone().unwrap())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It asks once the echo is off.
+        let mut asked = [0; PROMPT.len()];
+        child.stdout.take().unwrap().read_exact(&mut asked).unwrap();
+        assert!(!echoes());
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
+        assert!(echoes(), "after {signal:?}");
+    }
 }
 
 #[test]
