@@ -245,7 +245,7 @@ def all_scenarios(seeds, seconds):
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys survive",
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
         Scenario("units", "what systemd says of the units; no second daemon beside stratisd",
-                 [Life(_pytest("test_units.py"))], longer=True),
+                 [Life(_pytest("test_units.py"))]),
         Scenario("min", "pools without a bus, by stratis-min; stratisd takes over while data is written",
                  [Life(_pytest("test_min.py"))]),
         Scenario("bus-restarted", "the bus, udevd, or both are restarted under load; every pool is watched again",
