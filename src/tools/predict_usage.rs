@@ -1,6 +1,6 @@
 //! `stratis-predict-usage`: how much space a pool or filesystem will use
 //! (`docs/spec/tools/utilities.md` §2). The space of a pool is what the engine plans
-//! ([`prediction`](crate::engine::prediction)).
+//! ([`prediction`]).
 //!
 //! This module must never depend on a device: it knows sizes only.
 
