@@ -56,10 +56,12 @@ impl Watchdog {
         self.half.is_some()
     }
 
-    /// Adds a thread; for `ask` see [`Round::member`]. Drop the watchdog before the threads are
-    /// joined: some end only when `ask` has been dropped.
+    /// Adds a thread; for `ask` see [`Round::member`]. It is kept even if no thread is ever asked:
+    /// a thread that ends with its source, such as the lister with the reader, ends only when `ask`
+    /// has been dropped. So of a reader that fails and the lister, the reader is reported as the
+    /// first that ended. Drop the watchdog before the threads are joined.
     pub(super) fn member(&mut self, name: &'static str, ask: impl Fn(&Pulse) + Send + 'static) -> Pulse {
-        if self.is_wanted() { self.round.member(name, Box::new(ask)) } else { Pulse::default() }
+        self.round.member(name, Box::new(ask))
     }
 
     /// Begins to ask. Call this when the daemon is up.
