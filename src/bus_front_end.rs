@@ -4,14 +4,11 @@
 
 use std::convert::Infallible;
 
-use stratis_core::{
-    daemon::{
-        Error,
-        front_end::{FrontEnd, FrontEndError, Jobs, OnPublished, Threads, UpdateChannel},
-        machine::{DaemonRole, RunPaths},
-        thread_table::{FrontEndThreads, ThreadRow},
-    },
-    view::Update,
+use stratis_core::daemon::{
+    Error,
+    front_end::{FrontEnd, FrontEndError, Jobs, OnPublished, Threads, UpdateChannel},
+    machine::{DaemonRole, RunPaths},
+    thread_table::{FrontEndThreads, ThreadRow},
 };
 
 use crate::bus::{self, Bus, Lister, Reader, Reply, Writer};
@@ -61,13 +58,12 @@ impl FrontEnd for BusFrontEnd {
     fn publish(
         &mut self,
         threads: &mut Threads<'_>,
-        UpdateChannel { updates, sender }: UpdateChannel<Reply>,
+        channel: UpdateChannel<Reply>,
         jobs: &Jobs<Reply>,
     ) -> Result<(), Error> {
         let Some((lister, writer)) = self.publishers.take() else { return Ok(()) };
-        let ask = move |_: &_| drop(sender.send(Update { changes: Vec::new(), reply: None }));
-        threads.spawn(TREE_WRITER, ask, move |_, pulse| {
-            writer.run(&updates, pulse);
+        threads.spawn(TREE_WRITER, channel.nudge(), move |_, pulse| {
+            writer.run(&channel.updates, pulse);
             Ok::<_, Infallible>(())
         })?;
         let (nudge, jobs) = (lister.nudge(), jobs.clone());

@@ -13,7 +13,6 @@ use crate::{
         thread_table::{FrontEndThreads, ThreadRow},
     },
     rpc::{RpcReply, Server, ViewWriter},
-    view::Update,
 };
 
 /// Serves the socket.
@@ -57,13 +56,12 @@ impl FrontEnd for RpcFrontEnd {
     fn publish(
         &mut self,
         threads: &mut Threads<'_>,
-        UpdateChannel { updates, sender }: UpdateChannel<RpcReply>,
+        channel: UpdateChannel<RpcReply>,
         _: &Jobs<RpcReply>,
     ) -> Result<(), Error> {
         let Some(writer) = self.writer.take() else { return Ok(()) };
-        let ask = move |_: &_| drop(sender.send(Update { changes: Vec::new(), reply: None }));
-        threads.spawn(VIEW_WRITER, ask, move |_, pulse| {
-            writer.run(&updates, pulse);
+        threads.spawn(VIEW_WRITER, channel.nudge(), move |_, pulse| {
+            writer.run(&channel.updates, pulse);
             Ok::<_, Infallible>(())
         })
     }

@@ -75,9 +75,16 @@ pub trait FrontEnd: Sized {
 pub struct UpdateChannel<R> {
     /// Where they come out.
     pub updates: Receiver<Update<R>>,
-    /// Where they go in. It may be kept to make the receiving thread go around its loop, but no
-    /// longer than the [`Threads`] exist.
-    pub sender: Sender<Update<R>>,
+    pub(super) sender: Sender<Update<R>>,
+}
+
+impl<R: Send + 'static> UpdateChannel<R> {
+    /// For [`Threads::spawn`]: makes the receiving thread go around its loop, by an update without
+    /// changes.
+    pub fn nudge(&self) -> impl Fn(&Pulse) + Send + 'static + use<R> {
+        let sender = self.sender.clone();
+        move |_| drop(sender.send(Update { changes: Vec::new(), reply: None }))
+    }
 }
 
 /// Starts threads of the table.
