@@ -22,6 +22,11 @@ use std::{
 
 use report::{Priority, report};
 use units::Generator;
+use uuid::{Uuid, fmt};
+
+/// Lengths of the two forms of a UUID.
+const SIMPLE: usize = fmt::Simple::LENGTH;
+const HYPHENATED: usize = fmt::Hyphenated::LENGTH;
 
 /// The parameter that names a pool. It may stand there several times.
 const PARAMETER: &str = "stratis.rootfs.pool_uuid";
@@ -102,22 +107,13 @@ fn pools(text: &str) -> Result<Vec<String>, GeneratorError> {
     Ok(pools)
 }
 
-/// A UUID of 32 hexadecimal digits, with or without its four hyphens, in its usual form.
+/// A UUID of 32 hexadecimal digits, with or without its four hyphens, in its usual form. The crate
+/// knows two longer forms, which are not taken.
 fn hyphenated(text: &str) -> Option<String> {
-    const LENGTHS: [usize; 5] = [8, 4, 4, 4, 12];
-    let parts: Vec<&str> = text.split('-').collect();
-    let has_form = parts.len() == 1 || parts.iter().map(|part| part.len()).eq(LENGTHS);
-    let digits = parts.concat().to_ascii_lowercase();
-    if !has_form || digits.len() != 32 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+    if !matches!(text.len(), SIMPLE | HYPHENATED) {
         return None;
     }
-    let mut rest = digits.as_str();
-    let groups = LENGTHS.map(|length| {
-        let (group, others) = rest.split_at(length);
-        rest = others;
-        group
-    });
-    Some(groups.join("-"))
+    Uuid::try_parse(text).ok().map(|uuid| uuid.hyphenated().to_string())
 }
 
 /// Writes the unit, and what makes systemd start it. Does so again if both exist.

@@ -41,46 +41,42 @@ impl Generator {
     /// isolates no emergency.target either; only a pool that is not started in the end does.
     pub(super) fn unit(self, pools: &[String]) -> String {
         let pools = pools.join(" ");
-        match self {
-            Generator::Setup => format!(
-                "# Written by stratis-setup-generator.\n\
-                 [Unit]\n\
-                 Description=setup for Stratis root filesystem\n\
-                 Documentation=man:stratisd(8)\n\
-                 SourcePath=/proc/cmdline\n\
-                 DefaultDependencies=no\n\
-                 Conflicts=shutdown.target\n\
-                 OnFailure=emergency.target\n\
+        let (program, purpose, script, order) = match self {
+            Generator::Setup => (
+                "stratis-setup-generator",
+                "setup for Stratis root filesystem",
+                SETUP_SCRIPT,
+                "OnFailure=emergency.target\n\
                  OnFailureJobMode=isolate\n\
                  Wants=stratisd-min.service systemd-ask-password-console.service stratis-clevis-setup.service\n\
                  After=paths.target systemd-ask-password-console.service stratisd-min.service\n\
-                 Before=initrd.target shutdown.target\n\
-                 \n\
-                 [Service]\n\
-                 Type=oneshot\n\
-                 RemainAfterExit=yes\n\
-                 Environment='STRATIS_ROOTFS_UUID={pools}'\n\
-                 ExecStart={SETUP_SCRIPT}\n"
+                 Before=initrd.target shutdown.target\n",
             ),
-            Generator::ClevisSetup => format!(
-                "# Written by stratis-clevis-setup-generator.\n\
-                 [Unit]\n\
-                 Description=setup for Stratis root filesystem using Clevis\n\
-                 Documentation=man:stratisd(8)\n\
-                 SourcePath=/proc/cmdline\n\
-                 DefaultDependencies=no\n\
-                 Conflicts=shutdown.target\n\
-                 Wants=stratisd-min.service network-online.target\n\
+            Generator::ClevisSetup => (
+                "stratis-clevis-setup-generator",
+                "setup for Stratis root filesystem using Clevis",
+                CLEVIS_SCRIPT,
+                "Wants=stratisd-min.service network-online.target\n\
                  After=stratisd-min.service network-online.target\n\
-                 Before=shutdown.target\n\
-                 \n\
-                 [Service]\n\
-                 Type=oneshot\n\
-                 RemainAfterExit=yes\n\
-                 Environment='STRATIS_ROOTFS_UUID={pools}'\n\
-                 ExecStart={CLEVIS_SCRIPT}\n"
+                 Before=shutdown.target\n",
             ),
-        }
+        };
+        format!(
+            "# Written by {program}.\n\
+             [Unit]\n\
+             Description={purpose}\n\
+             Documentation=man:stratisd(8)\n\
+             SourcePath=/proc/cmdline\n\
+             DefaultDependencies=no\n\
+             Conflicts=shutdown.target\n\
+             {order}\
+             \n\
+             [Service]\n\
+             Type=oneshot\n\
+             RemainAfterExit=yes\n\
+             Environment='STRATIS_ROOTFS_UUID={pools}'\n\
+             ExecStart={script}\n"
+        )
     }
 }
 
