@@ -61,10 +61,6 @@ pub struct Line {
     pub target: Target,
 }
 
-/// The kernel's names of the targets that Stratis creates. An initrd needs the module of each
-/// (`boot/contents.sh`).
-pub const CREATED_TARGETS: [&str; 5] = ["linear", "thin-pool", "thin", "cache", "crypt"];
-
 /// A device-mapper target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {

@@ -160,8 +160,7 @@ impl RequestedPins {
 /// The programs that decrypt what this pin has encrypted, as the daemon searches for them. An initrd
 /// must contain them (`boot/contents.sh`).
 pub fn programs_to_decrypt(pin: &str) -> BTreeSet<String> {
-    let requested = RequestedPins { pin: pin.to_owned(), pins: BTreeSet::from([pin.to_owned()]), servers: Vec::new() };
-    requested.needs(Action::Decrypt, "").into_iter().map(|(program, _)| program).collect()
+    needed_to_decrypt([pin], "").into_iter().map(|(program, _)| program).collect()
 }
 
 /// The programs needed to decrypt with these pins, each with the package that contains it.

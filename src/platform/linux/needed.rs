@@ -41,7 +41,8 @@ pub struct NeededModule {
     pub always: bool,
 }
 
-/// Every part of the kernel that tables and mounts of the daemon refer to.
+/// Every part of the kernel that tables and mounts of the daemon refer to. An initrd must contain
+/// them (`boot/contents.sh`).
 pub const MODULES: [NeededModule; 6] = [
     NeededModule { name: "dm_mod", provides: "linear", without: "no pool can be set up", always: true },
     NeededModule { name: "dm_thin_pool", provides: "thin-pool", without: "no pool can be set up", always: true },
@@ -131,6 +132,37 @@ pub fn run_each(commands: &[(&str, Vec<&OsStr>)], limit: Duration) -> Vec<io::Re
         false
     });
     results
+}
+
+/// Why a program has no output. Each text names the program.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum NoOutput {
+    #[error("{0} is not installed")]
+    NotInstalled(String),
+    #[error("{0} does not end")]
+    Endless(String),
+    #[error("{program} fails: {errors}")]
+    Failed { program: String, errors: String },
+    #[error("{program}: {source}")]
+    NotStarted { program: String, source: io::Error },
+}
+
+/// What a program of this machine prints, which must exit with status 0 within `limit`.
+///
+/// # Errors
+/// It is not installed, or does not.
+pub fn output(program: &str, arguments: Vec<&OsStr>, limit: Duration) -> std::result::Result<String, NoOutput> {
+    let name = || program.to_owned();
+    match run_each(&[(program, arguments)], limit).pop() {
+        Some(Ok(Some(ran))) if ran.succeeded => Ok(ran.output),
+        Some(Ok(Some(ran))) => Err(NoOutput::Failed { program: name(), errors: ran.errors }),
+        Some(Ok(None)) => Err(NoOutput::Endless(name())),
+        Some(Err(source)) if source.kind() != io::ErrorKind::NotFound => {
+            Err(NoOutput::NotStarted { program: name(), source })
+        }
+        _ => Err(NoOutput::NotInstalled(name())),
+    }
 }
 
 /// Nodes of the block devices on which udev has found a Stratis signature or a LUKS header.

@@ -4,10 +4,13 @@
 //!
 //! This module must never look at a device.
 
-use std::{ffi::OsStr, io, time::Duration};
+use std::{io, time::Duration};
 
 use super::{Diagnosis, system::System};
-use crate::{base::ids::PoolUuid, platform::linux::needed};
+use crate::{
+    base::ids::PoolUuid,
+    platform::linux::needed::{self, NoOutput},
+};
 
 const FSTAB: &str = "/etc/fstab";
 const LINKS: &str = "/dev/stratis/";
@@ -182,13 +185,10 @@ fn list(system: &System, image: &str) -> Result<String, String> {
     let path = system.path(&format!("/boot/{image}"));
     let mut why = "neither lsinitramfs nor lsinitrd is installed".to_owned();
     for program in ["lsinitramfs", "lsinitrd"] {
-        let commands: [(&str, Vec<&OsStr>); 1] = [(program, vec![path.as_os_str()])];
-        match needed::run_each(&commands, LIST_LIMIT).pop() {
-            Some(Ok(Some(ran))) if ran.succeeded => return Ok(ran.output),
-            Some(Ok(Some(ran))) => why = format!("{program} fails: {}", ran.errors),
-            Some(Ok(None)) => why = format!("{program} does not end"),
-            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => why = format!("{program}: {error}"),
-            _ => {}
+        match needed::output(program, vec![path.as_os_str()], LIST_LIMIT) {
+            Ok(listing) => return Ok(listing),
+            Err(NoOutput::NotInstalled(_)) => {}
+            Err(reason) => why = reason.to_string(),
         }
     }
     Err(why)

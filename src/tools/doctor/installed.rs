@@ -176,13 +176,8 @@ fn module_name(line: &str) -> Option<String> {
 
 /// The device-mapper targets that the running kernel has now.
 fn targets() -> Vec<String> {
-    let commands = [("dmsetup", vec![OsStr::new("targets")])];
-    let ran = needed::run_each(&commands, LIMIT).pop();
-    let Some(Ok(Some(ran))) = ran else { return Vec::new() };
-    if !ran.succeeded {
-        return Vec::new();
-    }
-    ran.output.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    let listed = needed::output("dmsetup", vec![OsStr::new("targets")], LIMIT).unwrap_or_default();
+    listed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! This module must never start or stop a unit.
 
-use std::{collections::BTreeSet, ffi::OsStr, io, time::Duration};
+use std::{collections::BTreeSet, ffi::OsStr, time::Duration};
 
 use super::{Diagnosis, boot::FstabLine, system::System};
 use crate::platform::linux::needed;
@@ -69,14 +69,9 @@ fn check_state(units: &BTreeSet<String>, report: &mut Diagnosis) {
     let mut words: Vec<&OsStr> = ["show", "--property=Id,LoadState,ActiveState,Result", "--"].map(OsStr::new).into();
     words.extend(asked.iter().map(OsStr::new));
     words.push(OsStr::new("stratis-fstab-setup*"));
-    match needed::run_each(&[("systemctl", words)], LIMIT).pop() {
-        Some(Ok(Some(ran))) if ran.succeeded => check_properties(&ran.output, report),
-        Some(Ok(Some(ran))) => report.unexamined("unit-failed", format!("systemctl fails: {}", ran.errors)),
-        Some(Ok(None)) => report.unexamined("unit-failed", "systemctl does not end"),
-        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
-            report.unexamined("unit-failed", error.to_string())
-        }
-        _ => report.unexamined("unit-failed", "systemctl is not installed"),
+    match needed::output("systemctl", words, LIMIT) {
+        Ok(shown) => check_properties(&shown, report),
+        Err(why) => report.unexamined("unit-failed", why.to_string()),
     }
 }
 
