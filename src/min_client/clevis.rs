@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, num::ParseIntError};
 use serde_json::{Value, json};
 
 /// The member of a configuration that trusts a Tang server without a check.
-pub const TRUST_URL: &str = "stratis:tang:trust_url";
+const TRUST_URL: &str = "stratis:tang:trust_url";
 
 /// Why such an argument is refused.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,18 @@ pub enum ClevisInfoError {
     Slot { text: String, source: ParseIntError },
     #[error("{0} is not known here; give pin=, tang_url=, thumbprint=, trust_url or token_slot=")]
     Unknown(String),
+}
+
+/// The configuration of a Tang server, which is trusted by its thumbprint or without a check.
+pub fn tang(url: &str, thumbprint: Option<&str>, trust_url: bool) -> Value {
+    let mut config = json!({ "url": url });
+    if let Some(thumbprint) = thumbprint {
+        config["thp"] = thumbprint.into();
+    }
+    if trust_url {
+        config[TRUST_URL] = true.into();
+    }
+    config
 }
 
 /// The token slot, the pin and its configuration.
@@ -68,8 +80,8 @@ pub fn parse(text: &str) -> Result<(Option<u32>, String, Value), ClevisInfoError
                 (_, Some(Some(_))) => return Err(ClevisInfoError::TrustValue),
                 (Some(_), Some(None)) => return Err(ClevisInfoError::TwoTrusts),
                 (None, None) => return Err(ClevisInfoError::NoTrust),
-                (Some(thumbprint), None) => json!({ "url": url, "thp": thumbprint }),
-                (None, Some(None)) => json!({ "url": url, TRUST_URL: true }),
+                (Some(thumbprint), None) => tang(url, Some(thumbprint), false),
+                (None, Some(None)) => tang(url, None, true),
             }
         }
         other => return Err(ClevisInfoError::Pin(other.to_owned())),

@@ -15,7 +15,7 @@ use std::{
     path::PathBuf,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     base::{error_chain, ids::NotAUuid},
@@ -111,12 +111,12 @@ fn request(command: Command) -> Result<(RpcRequest, Option<KeyDescriptor>)> {
             return Ok((request, Some(key_from(source)?)));
         }
         Command::Pool { command: None } => RpcRequest::PoolList,
-        Command::Pool { command: Some(PoolCommand::Start { token_slot, prompt, pool }) } => {
-            let request = RpcRequest::PoolStart(id(pool)?, unlock_token(token_slot)?);
-            let key = prompt.then(|| piped(&prompt::once()?)).transpose()?;
+        Command::Pool { command: Some(command) } => {
+            let prompts = matches!(command, PoolCommand::Start { prompt: true, .. });
+            let request = pool_request(command)?;
+            let key = prompts.then(|| piped(&prompt::once()?)).transpose()?;
             return Ok((request, key));
         }
-        Command::Pool { command: Some(command) } => pool_request(command)?,
         Command::Filesystem { command: None } => RpcRequest::FsList,
         Command::Filesystem { command: Some(command) } => match command {
             FilesystemCommand::Create(FilesystemArgument { pool, name }) => RpcRequest::FsCreate(pool, name),
@@ -151,12 +151,7 @@ fn pool_request(command: PoolCommand) -> Result<RpcRequest> {
             RpcRequest::PoolBindKeyring(id(pool)?, bind_slot(token_slot)?, description(key_desc)?)
         }
         PoolCommand::Bind(BindCommand::Nbde { token_slot, thumbprint, trust_url, pool, url }) => {
-            let mut config = json!({ "url": url });
-            if trust_url {
-                config[clevis::TRUST_URL] = Value::Bool(true);
-            } else if let Some(thumbprint) = thumbprint {
-                config["thp"] = Value::String(thumbprint);
-            }
+            let config = clevis::tang(&url, thumbprint.as_deref(), trust_url);
             RpcRequest::PoolBindClevis(id(pool)?, bind_slot(token_slot)?, "tang".to_owned(), config)
         }
         PoolCommand::Bind(BindCommand::Tpm2 { token_slot, pool }) => {

@@ -23,7 +23,7 @@ use crate::{
         self, Engine,
         encryption::{
             BindRequest, CLEVIS_TOKEN, ClevisRequest, EncryptionError, KEYRING_TOKEN, KeyDescription,
-            KeyDescriptionError, NewBinding,
+            KeyDescriptionError, NewBinding, TRUST_URL,
         },
         metadata::{IntegritySpec, MetadataVersion},
         ops::{self, NewPool},
@@ -94,7 +94,7 @@ fn new_pool(arguments: &LegacyPool) -> Result<NewPool, NoPool> {
                 let mut config = json!({ "url": arguments.tang_url });
                 match &arguments.thumbprint {
                     Some(thumbprint) => config["thp"] = thumbprint.as_str().into(),
-                    None => config["stratis:tang:trust_url"] = arguments.trust_url.into(),
+                    None => config[TRUST_URL] = arguments.trust_url.into(),
                 }
                 ClevisRequest::from_client("tang", config)?
             }

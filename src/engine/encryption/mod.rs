@@ -28,7 +28,7 @@ pub use mechanism::{
 };
 pub use passphrase::{every_passphrase, key, passphrase, random_passphrase, unlock};
 pub use plan::{BindingPlan, RebindRequest, SlotRequest, plan_bind, plan_rebind, plan_unbind};
-pub use request::{BindRequest, ClevisRequest};
+pub use request::{BindRequest, ClevisRequest, TRUST_URL};
 pub use slots::{Assigned, NewBinding, assign, requested};
 pub use tokens::{
     DeviceHeader, StratisToken, clevis_token, keyring_token, read_device_header, read_pool_header, unfinished_token,

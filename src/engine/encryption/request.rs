@@ -11,7 +11,7 @@ use super::{
 };
 
 /// A member of a configuration that Clevis does not know: trust the keys that the servers send.
-const TRUST: &str = "stratis:tang:trust_url";
+pub const TRUST_URL: &str = "stratis:tang:trust_url";
 
 /// The target of a binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,13 +82,13 @@ impl ClevisRequest {
     pub fn from_client(pin: &str, mut config: Value) -> Result<ClevisRequest> {
         let trusted = is_trusted(pin, &config, 0)?;
         let asked = match (pin, config.as_object_mut()) {
-            ("tang" | "sss", Some(members)) => members.remove(TRUST),
+            ("tang" | "sss", Some(members)) => members.remove(TRUST_URL),
             _ => None,
         };
         let trust = match asked {
             None => false,
             Some(Value::Bool(trust)) => trust,
-            Some(_) => return Err(member(pin, TRUST, "true or false")),
+            Some(_) => return Err(member(pin, TRUST_URL, "true or false")),
         };
         match trusted || trust {
             true => Ok(ClevisRequest { pin: pin.to_owned(), config, trust }),

@@ -36,11 +36,11 @@ fn servers_are_trusted_only_as_configured() {
     let neither = json!({ "url": url, "thp": "t", "stratis:tang:trust_url": false });
     taken("tang", neither, false, json!({ "url": url, "thp": "t" }));
 
-    for untrusted in [json!({ "url": url }), json!({ "url": url, "adv": 7 }), json!({ "url": url, TRUST: false })] {
+    for untrusted in [json!({ "url": url }), json!({ "url": url, "adv": 7 }), json!({ "url": url, TRUST_URL: false })] {
         refused("tang", untrusted, "set `stratis:tang:trust_url` to true");
     }
     refused("tang", json!({ "url": url, "thp": 7 }), "`thp` must be a thumbprint");
-    refused("tang", json!({ "url": url, TRUST: "yes" }), "`stratis:tang:trust_url` must be true or false");
+    refused("tang", json!({ "url": url, TRUST_URL: "yes" }), "`stratis:tang:trust_url` must be true or false");
     for without in [json!({}), json!({ "url": 7, "thp": "t" })] {
         refused("tang", without, "`url` must be the address");
     }
@@ -49,7 +49,7 @@ fn servers_are_trusted_only_as_configured() {
 #[test]
 fn a_tpm_is_always_trusted() {
     taken("tpm2", json!({}), false, json!({}));
-    taken("tpm2", json!({ "pcr_ids": "7", TRUST: true }), false, json!({ "pcr_ids": "7", TRUST: true }));
+    taken("tpm2", json!({ "pcr_ids": "7", TRUST_URL: true }), false, json!({ "pcr_ids": "7", TRUST_URL: true }));
 }
 
 #[test]
@@ -60,10 +60,10 @@ fn shares_are_trusted_if_all_are() {
     refused("sss", sss(json!({ "tang": bad, "tpm2": {} })), "say which keys");
     refused("sss", sss(json!({ "sss": sss(json!({ "tang": bad })), "tpm2": {} })), "say which keys");
     let mut trusting = sss(json!({ "tang": bad }));
-    trusting[TRUST] = json!(true);
+    trusting[TRUST_URL] = json!(true);
     taken("sss", trusting, true, sss(json!({ "tang": bad })));
     // Only the outermost member counts.
-    refused("sss", sss(json!({ "tang": { "url": "b", TRUST: true } })), "say which keys");
+    refused("sss", sss(json!({ "tang": { "url": "b", TRUST_URL: true } })), "say which keys");
     // A mistake is reported before a lack of trust, whatever their order.
     refused("sss", sss(json!({ "tang": bad, "tpm2": 7 })), "the Clevis configuration for tpm2 must be a JSON object");
     refused("sss", sss(json!({ "yubikey": {} })), "Clevis pin `yubikey` cannot be used");
@@ -85,7 +85,7 @@ fn sss_takes_lists_of_servers() {
         refused("sss", sss(json!({ "tang": list })), "say which keys");
     }
     let mut trusting = sss(json!({ "tang": [{ "url": "a" }, { "url": "b" }] }));
-    trusting[TRUST] = json!(true);
+    trusting[TRUST_URL] = json!(true);
     taken("sss", trusting, true, sss(json!({ "tang": [{ "url": "a" }, { "url": "b" }] })));
     refused("sss", sss(json!({ "tang": [server("a"), 7] })), "the Clevis configuration for tang must be a JSON object");
     refused("sss", sss(json!({ "tang": [[server("a")]] })), "the Clevis configuration for tang must be a JSON object");
@@ -115,7 +115,7 @@ proptest! {
     #[test]
     fn nothing_that_is_asked_makes_it_panic(pin in "tang|tpm2|sss|.{0,3}", config in super::super::clevis::tests::any_json()) {
         if let Ok(request) = asked(&pin, config) {
-            prop_assert!(pin == "tpm2" || request.config.get(TRUST).is_none());
+            prop_assert!(pin == "tpm2" || request.config.get(TRUST_URL).is_none());
         }
     }
 }
