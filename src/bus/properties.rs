@@ -9,6 +9,7 @@ use crate::{
     base::{ids::PoolUuid, name::Name, units::Sectors},
     bus::wire::Value,
     engine::encryption::BINDINGS_MAX,
+    service::utc,
     view::{DeviceTier, DeviceView, EncryptionView, FilesystemView, PoolView},
 };
 
@@ -45,11 +46,6 @@ fn bytes(size: Sectors) -> String {
 
 pub(super) fn path(path: &Path) -> Value {
     Value::str(path.to_string_lossy())
-}
-
-/// RFC 3339, UTC, whole seconds.
-pub(super) fn time(seconds: u64) -> String {
-    crate::service::utc(seconds)
 }
 
 // ---- pool ----
@@ -177,7 +173,7 @@ pub(super) fn metadata_version(pool: &PoolView) -> Value {
 }
 
 pub(super) fn last_reencrypted(pool: &PoolView) -> Value {
-    Value::optional_str(pool.last_reencrypt.map(time))
+    Value::optional_str(pool.last_reencrypt.map(utc))
 }
 
 // ---- filesystem ----
@@ -199,7 +195,7 @@ pub(super) fn filesystem_pool(object: &FilesystemObject) -> Value {
 }
 
 pub(super) fn created(object: &FilesystemObject) -> Value {
-    Value::str(time(object.filesystem.created))
+    Value::str(utc(object.filesystem.created))
 }
 
 pub(super) fn filesystem_size(object: &FilesystemObject) -> Value {

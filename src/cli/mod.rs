@@ -48,80 +48,35 @@ pub struct InstalledProgram {
     pub page: &'static ManualPage,
 }
 
+/// A row of the table below.
+const fn installed(
+    name: &'static str,
+    folder: Folder,
+    command: fn() -> Command,
+    page: &'static ManualPage,
+) -> InstalledProgram {
+    InstalledProgram { name, folder, command, page }
+}
+
 /// All installed programs.
 pub const PROGRAMS: &[InstalledProgram] = &[
-    InstalledProgram {
-        name: "stratisd",
-        folder: Folder::Libexec,
-        command: stratisd::StratisdLine::command,
-        page: &stratisd::PAGE,
-    },
-    InstalledProgram {
-        name: "stratisd-min",
-        folder: Folder::Libexec,
-        command: stratisd_min::StratisdMinLine::command,
-        page: &stratisd_min::PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-min",
-        folder: Folder::Bin,
-        command: stratis_min::StratisMinLine::command,
-        page: &stratis_min::PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-predict-usage",
-        folder: Folder::Bin,
-        command: stratis_predict_usage::PredictUsage::command,
-        page: &stratis_predict_usage::PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-decode-dm",
-        folder: Folder::Bin,
-        command: stratis_decode_dm::DecodeDm::command,
-        page: &stratis_decode_dm::PAGE,
-    },
-    InstalledProgram {
-        name: "stratisd-tools",
-        folder: Folder::Bin,
-        command: stratisd_tools::Tools::command,
-        page: &stratisd_tools::PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-dumpmetadata",
-        folder: Folder::Bin,
-        command: stratisd_tools::DumpMetadata::command,
-        page: &stratisd_tools::DUMP_PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-doctor",
-        folder: Folder::Bin,
-        command: stratisd_tools::Doctor::command,
-        page: &stratisd_tools::DOCTOR_PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-base32-decode",
-        folder: Folder::Udev,
-        command: udev_helpers::base32_decode,
-        page: &udev_helpers::BASE32_DECODE_PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-str-cmp",
-        folder: Folder::Udev,
-        command: udev_helpers::str_cmp,
-        page: &udev_helpers::STR_CMP_PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-setup-generator",
-        folder: Folder::Generators,
-        command: generators::setup,
-        page: &generators::PAGE,
-    },
-    InstalledProgram {
-        name: "stratis-clevis-setup-generator",
-        folder: Folder::Generators,
-        command: generators::clevis_setup,
-        page: &generators::PAGE,
-    },
+    installed("stratisd", Folder::Libexec, stratisd::StratisdLine::command, &stratisd::PAGE),
+    installed("stratisd-min", Folder::Libexec, stratisd_min::StratisdMinLine::command, &stratisd_min::PAGE),
+    installed("stratis-min", Folder::Bin, stratis_min::StratisMinLine::command, &stratis_min::PAGE),
+    installed(
+        "stratis-predict-usage",
+        Folder::Bin,
+        stratis_predict_usage::PredictUsage::command,
+        &stratis_predict_usage::PAGE,
+    ),
+    installed("stratis-decode-dm", Folder::Bin, stratis_decode_dm::DecodeDm::command, &stratis_decode_dm::PAGE),
+    installed("stratisd-tools", Folder::Bin, stratisd_tools::Tools::command, &stratisd_tools::PAGE),
+    installed("stratis-dumpmetadata", Folder::Bin, stratisd_tools::DumpMetadata::command, &stratisd_tools::DUMP_PAGE),
+    installed("stratis-doctor", Folder::Bin, stratisd_tools::Doctor::command, &stratisd_tools::DOCTOR_PAGE),
+    installed("stratis-base32-decode", Folder::Udev, udev_helpers::base32_decode, &udev_helpers::BASE32_DECODE_PAGE),
+    installed("stratis-str-cmp", Folder::Udev, udev_helpers::str_cmp, &udev_helpers::STR_CMP_PAGE),
+    installed("stratis-setup-generator", Folder::Generators, generators::setup, &generators::PAGE),
+    installed("stratis-clevis-setup-generator", Folder::Generators, generators::clevis_setup, &generators::PAGE),
 ];
 
 /// The definition as a program uses it: with the sections of its page below the options of
@@ -130,8 +85,8 @@ pub fn with_page(command: Command, page: &ManualPage) -> Command {
     command.max_term_width(COLUMNS).after_long_help(page.help())
 }
 
-/// Reads the command line of this process; `version` replaces that of the package. After a usage error, and for `--help` and `--version`,
-/// this prints and ends the process, as clap does.
+/// Reads the command line of this process; `version` replaces that of the package. After a usage
+/// error, and for `--help` and `--version`, this prints and ends the process, as clap does.
 pub fn parse<T: Parser>(page: &ManualPage, version: Option<String>) -> T {
     let mut command = with_page(T::command(), page);
     if let Some(version) = version {

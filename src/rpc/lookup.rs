@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use super::protocol::{PoolId, RpcAnswer};
 use crate::{
-    base::{
-        ids::{FsUuid, PoolUuid},
-        name,
-    },
+    base::{ids::PoolUuid, name},
     service::utc,
     view::{FilesystemView, PoolView, StoppedPoolView, View},
 };
@@ -165,13 +162,12 @@ pub fn pools(view: &View) -> RpcAnswer {
 /// The filesystems of the running pools.
 pub fn filesystems(view: &View) -> RpcAnswer {
     let each = || view.pools.values().flat_map(|pool| pool.filesystems.values().map(move |f| (pool, f)));
-    let uuids: Vec<FsUuid> = each().map(|(_, f)| f.uuid).collect();
     RpcAnswer::FsList(
         each().map(|(pool, _)| pool.name.as_str().to_owned()).collect(),
         each().map(|(_, f)| f.name.as_str().to_owned()).collect(),
         each().map(|(_, f)| f.used.map(|used| used.0)).collect(),
         each().map(|(_, f)| utc(f.created)).collect(),
         each().map(|(pool, f)| f.name.link_in(&pool.name)).collect(),
-        uuids,
+        each().map(|(_, f)| f.uuid).collect(),
     )
 }

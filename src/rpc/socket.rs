@@ -14,12 +14,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::{io::Errno, net::SocketFlags, net::sockopt::socket_peercred};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt::socket_peercred,
+    },
+};
 
 /// Only the owner, root, may connect.
 const MODE: u32 = 0o600;
 /// The directory is traversed by the programs that look at its other files.
 const DIRECTORY_MODE: u32 = 0o755;
+/// Connections that may wait to be accepted. Others wait in their call of connect(2).
+const BACKLOG: i32 = 64;
 
 /// Why clients cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +74,6 @@ impl ListeningSocket {
             _ => {}
         }
         // Bound, restricted, and only then open for connections: nobody can connect in between.
-        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket_with};
         let make = || -> Result<OwnedFd, Errno> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -103,9 +109,6 @@ impl ListeningSocket {
         Ok(Some(if may { ConnectingPeer::Admitted(stream.into()) } else { ConnectingPeer::Stranger(user.as_raw()) }))
     }
 }
-
-/// Connections that may wait to be accepted. Others wait in their call of connect(2).
-const BACKLOG: i32 = 64;
 
 impl Drop for ListeningSocket {
     fn drop(&mut self) {
