@@ -36,11 +36,11 @@ use crate::platform::Platform;
 /// How long requests that have begun may run. After that, those that have not begun to format, or
 /// to create a pool, undo their changes.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The stop takes longer, because programs work for requests: so much from now on (sd_notify(3)).
+/// Sent while programs work for requests: the stop takes up to two more minutes (sd_notify(3)).
 const EXTEND_STOP: &str = "EXTEND_TIMEOUT_USEC=120000000";
-/// How long these requests may take after that, and again for as long as programs run for them. The longest single step is a format or a repair,
-/// which takes seconds. The service manager kills the daemon after 90 s, which have to cover this
-/// limit and the two below.
+/// How long these requests may take after that, and again for as long as programs run for them. The
+/// longest single step is a format or a repair, which takes seconds. The service manager kills the
+/// daemon after 90 s, which have to cover this limit and the two below.
 const REQUESTS_LIMIT: Duration = Duration::from_secs(35);
 /// How long the threads that answer may take, including the time until the answers are taken, which
 /// the front end bounds.
