@@ -210,6 +210,8 @@ def kill_daemon():
 
 
 def daemon_log(lines=60):
+    """The daemon's last lines, among them what it has just written."""
+    run("journalctl", "--sync")
     return run("journalctl", "--no-pager", "-o", "cat", "-n", lines, "-u", UNIT, check=False)
 
 

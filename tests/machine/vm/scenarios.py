@@ -104,7 +104,8 @@ def _pytest(*files):
     # The host can set the number of random attempts, and the number of objects in tests of many.
     given = (name for name in ("LINK_TRIES", "FILESYSTEMS", "ENCRYPTED_POOLS") if os.environ.get(name))
     tries = "".join(f"{name}={int(os.environ[name])} " for name in given)
-    return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore --durations=5 {' '.join(files)}"
+    # The width leaves room for the reason in the summary of what failed.
+    return f"{tries}COLUMNS=200 python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore --durations=5 {' '.join(files)}"
 
 
 def power_cuts(seeds):
