@@ -21,21 +21,21 @@ use super::{
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
 
-/// Why there is no answer.
+/// Why the client got no answer.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ClientError {
     #[error("cannot reach stratisd-min at {path}; is it running?")]
     Connect { path: String, source: io::Error },
-    #[error("the connection to stratisd-min was lost")]
+    #[error("the connection to stratisd-min was lost; see its log")]
     Lost(#[source] io::Error),
-    #[error("the request is longer than {REQUEST_BYTES_MAX} bytes, which is the most that stratisd-min takes")]
+    #[error("the request is longer than {REQUEST_BYTES_MAX} bytes, the limit of stratisd-min; shorten it")]
     TooLong,
     #[error("cannot write the request as JSON")]
     Unwritable(#[source] serde_json::Error),
     #[error("stratisd-min closed the connection without an answer; see its log")]
     NoAnswer,
-    #[error("the answer of stratisd-min is not understood; do the versions of stratis-min and stratisd-min agree?")]
+    #[error("cannot decode the answer of stratisd-min; check that stratis-min and stratisd-min have the same version")]
     NotAnAnswer(#[source] serde_json::Error),
     #[error("the answer of stratisd-min is longer than {ANSWER_BYTES_MAX} bytes")]
     Endless,
@@ -45,7 +45,7 @@ pub enum ClientError {
 /// the start of a large pool takes minutes.
 ///
 /// # Errors
-/// There is no answer.
+/// No answer came; the error says why.
 pub fn ask(path: &Path, request: &RpcRequest, descriptor: Option<BorrowedFd<'_>>) -> Result<RpcResult, ClientError> {
     let text = serde_json::to_vec(request).map_err(ClientError::Unwritable)?;
     if text.len() > REQUEST_BYTES_MAX {
@@ -55,11 +55,11 @@ pub fn ask(path: &Path, request: &RpcRequest, descriptor: Option<BorrowedFd<'_>>
         .map_err(|source| ClientError::Connect { path: path.display().to_string(), source })?;
     let mut sent = 0;
     while sent < text.len() {
-        // The descriptor goes with the first bytes.
+        // The descriptor is sent with the first bytes.
         let beside = descriptor.filter(|_| sent == 0);
         match packet::send(socket.as_fd(), &text[sent..], beside) {
             Ok(bytes) => sent += bytes,
-            // The daemon refuses before it has read all; its answer says why.
+            // The daemon may refuse a request before it has read all of it; its answer says why.
             Err(rustix::io::Errno::PIPE) => break,
             Err(errno) => return Err(ClientError::Lost(errno.into())),
         }

@@ -1,5 +1,5 @@
-//! One connection: a request comes in, and its answer goes out. It never blocks, and each phase in
-//! which the client has its turn has a time limit.
+//! One connection: receives a request and sends its answer. It never blocks. Both phases that
+//! depend on the client (sending the request, reading the answer) have a time limit.
 //!
 //! Must never know: what a request or an answer says.
 
@@ -33,7 +33,7 @@ pub struct RpcConnection {
 
 enum ConnectionPhase {
     Receiving(Incoming),
-    /// The daemon works, however long that takes.
+    /// The daemon handles the request. This phase has no time limit.
     Serving,
     Sending {
         answer: Vec<u8>,
@@ -50,7 +50,7 @@ struct Incoming {
     until: Instant,
 }
 
-/// A request as it came.
+/// A request as it was received.
 pub struct RawRequest {
     /// Its text.
     pub text: Vec<u8>,
@@ -58,7 +58,7 @@ pub struct RawRequest {
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// Why a request cannot be taken. The texts are for clients.
+/// Why a request is refused before it is decoded. The texts are for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BadRequest {
@@ -72,18 +72,18 @@ pub enum BadRequest {
 
 /// What has happened on a connection.
 pub enum ConnectionEvent {
-    /// Nothing that matters yet.
+    /// Nothing that concerns the server.
     Nothing,
-    /// The request is here. Next is [`RpcConnection::answer`].
+    /// A request has arrived. The server calls [`RpcConnection::answer`] next.
     Request(RawRequest),
-    /// It cannot be taken. Next is [`RpcConnection::answer`].
+    /// The request is refused. The server calls [`RpcConnection::answer`] next.
     Refused(BadRequest),
-    /// It is over.
+    /// The connection has ended.
     Over,
 }
 
 impl RpcConnection {
-    /// A connection on which the request may come.
+    /// A connection that waits for its request.
     pub fn new(socket: OwnedFd, now: Instant) -> RpcConnection {
         let incoming = Incoming {
             bytes: Vec::new(),
@@ -95,7 +95,7 @@ impl RpcConnection {
         RpcConnection { socket, phase: ConnectionPhase::Receiving(incoming) }
     }
 
-    /// What to wait for. A connection whose client has gone is reported in any case.
+    /// The events to poll for. `poll` reports a client that has disconnected in any case.
     pub fn interest(&self) -> PollFlags {
         match self.phase {
             ConnectionPhase::Receiving(_) => PollFlags::IN,
@@ -109,12 +109,12 @@ impl RpcConnection {
         self.socket.as_fd()
     }
 
-    /// Whether the request has not come yet.
+    /// Whether the request is not complete yet.
     pub fn is_receiving(&self) -> bool {
         matches!(self.phase, ConnectionPhase::Receiving(_))
     }
 
-    /// When the client's time is over.
+    /// When the time limit of the client expires; `None` while the daemon handles the request.
     pub fn until(&self) -> Option<Instant> {
         match &self.phase {
             ConnectionPhase::Receiving(incoming) => Some(incoming.until),
@@ -123,7 +123,7 @@ impl RpcConnection {
         }
     }
 
-    /// Bytes of its answer that the client has not read.
+    /// The number of bytes of the answer that are not sent yet.
     pub fn unsent(&self) -> usize {
         match &self.phase {
             ConnectionPhase::Sending { answer, sent, .. } => answer.len() - sent,
@@ -131,18 +131,18 @@ impl RpcConnection {
         }
     }
 
-    /// Goes on after an event on the socket.
+    /// Handles an event on the socket.
     pub fn advance(&mut self, events: PollFlags) -> ConnectionEvent {
         match &self.phase {
             ConnectionPhase::Receiving(_) => self.receive(),
             ConnectionPhase::Sending { .. } => self.send(),
-            // The client has gone; the request goes on without it.
+            // The client has disconnected; the request continues without it.
             ConnectionPhase::Serving if events.intersects(PollFlags::HUP | PollFlags::ERR) => ConnectionEvent::Over,
             ConnectionPhase::Serving => ConnectionEvent::Nothing,
         }
     }
 
-    /// Begins to send the answer, and sends what the socket takes at once.
+    /// Starts to send the answer: sends as much as the socket takes now.
     pub fn answer(&mut self, answer: Vec<u8>, now: Instant) -> ConnectionEvent {
         self.phase = ConnectionPhase::Sending { answer, sent: 0, until: now + SEND_LIMIT };
         self.send()
@@ -234,7 +234,7 @@ mod tests {
                     is_over = matches!(connection.advance(PollFlags::OUT), ConnectionEvent::Over);
                     if is_over {
                         assert_eq!(connection.unsent(), 0);
-                        // The server drops it now.
+                        // The server drops the connection now.
                         connection = pair().1;
                     }
                 }

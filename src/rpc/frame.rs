@@ -1,7 +1,7 @@
-//! Finds the end of a JSON value in a stream: there is no length before it and no mark behind it,
-//! and a client keeps its end open. Each byte is looked at once.
+//! Finds the end of a JSON value in a stream: no length precedes the value and no mark follows it,
+//! and the client keeps its end of the socket open. Each byte is examined once.
 //!
-//! Must never know: what the value means. Whether it is valid JSON is decided by the parser.
+//! Must never know: what the value means. The JSON parser decides whether it is valid.
 
 /// Follows a stream up to the end of its first value, a text or an object.
 #[derive(Debug, Default)]
@@ -21,14 +21,14 @@ enum FrameState {
     Wrong,
 }
 
-/// How much of a value has come.
+/// How much of a value has been received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameProgress {
-    /// More is to come.
+    /// The value is not complete.
     Partial,
-    /// All of it.
+    /// The value is complete.
     Whole,
-    /// It is no text and no object, or something follows it.
+    /// The value is neither a string nor an object, or bytes follow it.
     Wrong,
 }
 

@@ -12,7 +12,7 @@ use crate::{
     view::{FilesystemView, PoolView, StoppedPoolView, View},
 };
 
-/// Why a question cannot be answered.
+/// Why the view cannot answer a question.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum LookupError {
@@ -47,7 +47,7 @@ pub enum PoolQuestion {
     Bound,
 }
 
-/// A pool, wherever it is.
+/// A pool, running or stopped.
 enum Found<'a> {
     Running(&'a Arc<PoolView>),
     Stopped(&'a Arc<StoppedPoolView>),
@@ -117,10 +117,10 @@ fn find<'a>(view: &'a View, id: &PoolId) -> Result<Found<'a>> {
     }
 }
 
-/// The answer to a question about a pool, which may be stopped.
+/// The answer to a question about a running or stopped pool.
 ///
 /// # Errors
-/// There is no such pool, or its metadata does not say.
+/// There is no such pool, or its metadata does not answer the question.
 pub fn ask(view: &View, id: &PoolId, question: PoolQuestion) -> Result<bool> {
     match find(view, id)? {
         Found::Running(pool) => Ok(match (question, &pool.encryption) {
@@ -132,7 +132,7 @@ pub fn ask(view: &View, id: &PoolId, question: PoolQuestion) -> Result<bool> {
         Found::Stopped(_) if question == PoolQuestion::Stopped => Ok(true),
         Found::Stopped(pool) => match (pool.metadata_version, &pool.encryption, pool.features) {
             (None, ..) => Err(LookupError::MetadataVersions(pool.uuid)),
-            // Version 1 says it in the LUKS2 headers, version 2 in the metadata.
+            // Version 1 records this in the LUKS2 headers, version 2 in the pool metadata.
             (Some(1), encryption, _) => Ok(match question {
                 PoolQuestion::Passphrase => encryption.as_ref().is_some_and(|e| !e.keys.is_empty()),
                 PoolQuestion::Bound => encryption.as_ref().is_some_and(|e| !e.clevis.is_empty()),

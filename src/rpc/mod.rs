@@ -1,8 +1,8 @@
-//! The socket of the early-boot daemon: JSON over a Unix socket, with file descriptors beside it
-//! (`docs/spec/tools/min.md` §4 and §5). Both ends are here, so that they cannot differ.
+//! The socket of the early-boot daemon: JSON over a Unix socket, with file descriptors
+//! (`docs/spec/tools/min.md` §4 and §5). This room has both ends, so that they cannot differ.
 //!
-//! One connection is one request and one answer. The server reads until the JSON value is complete,
-//! never to the end of the stream: its clients keep their end open.
+//! Each connection carries one request and one answer. The server reads until the JSON value is
+//! complete and not to the end of the stream, because clients keep their end open.
 //!
 //! ```text
 //!              requests            jobs (Submit)
@@ -33,9 +33,10 @@ pub use writer::ViewWriter;
 pub const SOCKET: &str = "stratisd/stratisd-min-jsonrpc";
 /// Where the runtime directory is.
 pub const RUNTIME_DIRECTORY: &str = "/run";
-/// In place of it, for a simulated machine: the daemon looks at this variable with `--sim` only.
+/// The variable that replaces it for a simulated machine. The daemon reads the variable with
+/// `--sim` only.
 pub const RUN_DIRECTORY_VARIABLE: &str = "STRATISD_SIM_RUN_DIR";
-/// Largest request in bytes. Other implementations read no more at once.
+/// Largest request in bytes. The existing daemon reads no more at once.
 pub const REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Longest answer in bytes that the client accepts: the report of the largest pools is a tenth.
+/// Longest answer in bytes that the client accepts: ten times the report of the largest pools.
 pub const ANSWER_BYTES_MAX: usize = 256 << 20;

@@ -1,4 +1,4 @@
-//! Bytes and the descriptor beside them, over a Unix socket.
+//! Reads and writes bytes together with a file descriptor on a Unix socket.
 //!
 //! Must never know: what the bytes say.
 
@@ -17,24 +17,24 @@ use rustix::{
     },
 };
 
-/// Most descriptors that are taken at once. One is allowed; a second shows that there are more. The
-/// kernel closes the others.
+/// The number of descriptors that one read accepts. A request may have one; a second shows that
+/// there are too many. The kernel closes the others.
 const DESCRIPTORS_MAX: usize = 2;
 
-/// What one read has brought.
+/// The result of one read.
 pub struct Packet {
-    /// How many bytes; 0: the other end is closed.
+    /// The number of bytes. 0 means that the other end is closed.
     pub length: usize,
-    /// The descriptors beside them.
+    /// The descriptors that came with the bytes.
     pub descriptors: Vec<OwnedFd>,
-    /// There were more descriptors, which are closed already.
+    /// There were more descriptors; the kernel has closed them.
     pub had_more: bool,
 }
 
 /// Reads once.
 ///
 /// # Errors
-/// [`Errno::AGAIN`] if nothing has come and the socket does not wait.
+/// [`Errno::AGAIN`] if nothing is there to read and the socket is non-blocking.
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<Packet, Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -55,10 +55,10 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<Packet, Errno
     Ok(Packet { length: received.bytes, descriptors, had_more: received.flags.contains(ReturnFlags::CTRUNC) })
 }
 
-/// Writes once, with a descriptor beside the bytes. Returns how many bytes were taken.
+/// Writes once, with a descriptor. Returns the number of bytes written.
 ///
 /// # Errors
-/// [`Errno::AGAIN`] if nothing can be taken and the socket does not wait.
+/// [`Errno::AGAIN`] if the socket is full and non-blocking.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -1,7 +1,7 @@
-//! Requests and answers, as serde writes them: a request without arguments is its name, one with
-//! arguments an object with one member (`docs/spec/tools/min.md` §5).
+//! Requests and answers in the JSON form of serde: a request without arguments is a string, its
+//! name; a request with arguments is an object with one member (`docs/spec/tools/min.md` §5).
 //!
-//! Must never know: how they travel, and what they mean to the engine.
+//! Must never know: how they are sent, and what they mean to the engine.
 
 use std::path::PathBuf;
 
@@ -55,14 +55,14 @@ pub enum RpcRequest {
     Report,
 }
 
-/// What a request does with descriptors.
+/// Whether a request comes with a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Descriptors {
-    /// It needs one.
+    /// One is required.
     One,
-    /// It takes one or none.
+    /// One is optional.
     AtMostOne,
-    /// It takes none.
+    /// None is allowed.
     None,
 }
 
@@ -70,15 +70,15 @@ impl RpcRequest {
     /// Reads a request.
     ///
     /// # Errors
-    /// The text is no request.
+    /// The text is not a request.
     pub fn parse(text: &[u8]) -> Result<RpcRequest, NotARequest> {
         let text = str::from_utf8(text).map_err(|_| NotARequest::NotUtf8)?;
-        // Of two members with one name, one would be left out.
+        // serde would ignore one of two members with the same name.
         let value = strict_json::parse(text).map_err(NotARequest::NotJson)?;
         serde_json::from_value(value).map_err(NotARequest::Unknown)
     }
 
-    /// Its name on the wire, for the log: never its arguments.
+    /// Its name on the wire, for the log. The log never shows arguments.
     pub fn name(&self) -> &'static str {
         match self {
             RpcRequest::KeySet(..) => "KeySet",
@@ -112,7 +112,7 @@ impl RpcRequest {
         }
     }
 
-    /// What it does with descriptors.
+    /// Whether it comes with a descriptor.
     pub fn descriptors(&self) -> Descriptors {
         match self {
             RpcRequest::KeySet(..) => Descriptors::One,
@@ -122,7 +122,7 @@ impl RpcRequest {
     }
 }
 
-/// Why a text is no request.
+/// Why a text is not a request.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum NotARequest {
@@ -130,7 +130,7 @@ pub enum NotARequest {
     NotUtf8,
     #[error("the request is not valid JSON")]
     NotJson(#[source] serde_json::Error),
-    #[error("this is no request of this version, or has wrong arguments")]
+    #[error("stratisd-min does not know this request, or its arguments are wrong; check the versions of both programs")]
     Unknown(#[source] serde_json::Error),
 }
 
@@ -146,9 +146,9 @@ pub enum PoolId {
 /// Which token may unlock a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnlockToken {
-    /// None: the pool is not encrypted.
+    /// None, for a pool that is not encrypted.
     None,
-    /// Any that works.
+    /// The first that works.
     Any,
     /// This one.
     Token(u32),
@@ -159,7 +159,7 @@ pub enum UnlockToken {
 pub enum BindSlot {
     /// Any suitable slot.
     None,
-    /// The slot for clients that know one binding of each kind.
+    /// The slot for clients that know only one binding of each kind.
     Legacy,
     /// This one.
     Some(u32),
@@ -168,7 +168,7 @@ pub enum BindSlot {
 /// How a new pool is encrypted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EncryptionInput {
-    /// Token slots, if they are chosen, and bindings.
+    /// Bindings, each with its token slot if the client chose one.
     pub encryption_infos: Vec<(Option<u32>, UnlockMechanism)>,
 }
 
@@ -181,19 +181,20 @@ pub enum UnlockMechanism {
     ClevisInfo((String, Value)),
 }
 
-/// An answer: `Err` is about the protocol alone. What the engine says is in `Ok`.
+/// An answer. `Err` reports a violation of the protocol; results and errors of the engine are in
+/// `Ok`.
 pub type RpcResult = Result<RpcAnswer, String>;
 
-/// The code of an answer: done, or already so.
+/// The return code of a request that succeeded, including one that had nothing to do.
 pub const DONE: u16 = 0;
-/// The code of an answer: refused or failed.
+/// The return code of a request that was refused or failed.
 pub const REFUSED: u16 = 1;
-/// The text of an answer that is no refusal.
+/// The text of an answer with the code [`DONE`].
 pub const OK: &str = "OK";
 
-/// What a request achieved. Each has the name of its request.
+/// The result of a request. Each variant has the name of its request.
 ///
-/// Most have a result, a code and a text: the result says whether something was changed.
+/// Most consist of a value, a return code and a text. The value says whether something was changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum RpcAnswer {

@@ -1,6 +1,6 @@
-//! Requests, turned into answers from the published state or into chains of the engine.
+//! Turns requests into answers from the published state, or into chains of the engine.
 //!
-//! Must never know: sockets, threads, who asks.
+//! Must never know: sockets, threads, the client.
 
 use std::{
     error::Error,
@@ -47,8 +47,8 @@ pub enum WorkLeft {
     Report,
     /// Run this chain of the engine.
     Chain(Step<RpcResult>),
-    /// Run this chain once the descriptor is readable, which may be long after the request. It also
-    /// runs when the wait has taken too long.
+    /// Run this chain once the descriptor is readable, which may be long after the request, or when
+    /// the time limit for that has expired.
     After(Arc<OwnedFd>, Step<RpcResult>),
 }
 
@@ -65,20 +65,20 @@ enum RequestError {
     Encryption(#[from] EncryptionError),
 }
 
-/// An answer with a result, a code and a text.
+/// Makes an answer of a value, a return code and a text.
 type Form<T> = fn(T, u16, String) -> RpcAnswer;
 
-/// Done.
+/// The answer of a request that succeeded.
 fn done<T>(form: Form<T>, result: T) -> RpcResult {
     Ok(form(result, DONE, OK.to_owned()))
 }
 
-/// Refused or failed. The result is the one of an answer that changes nothing.
+/// The answer of a request that was refused or failed. Its value says that nothing was changed.
 fn refused<T: Default>(form: Form<T>, error: &dyn Error) -> RpcResult {
     Ok(form(T::default(), REFUSED, error_chain::sentence(error)))
 }
 
-/// The chain of an operation whose result is whether something was changed.
+/// The chain of an operation whose answer says whether something was changed.
 fn chain<T: Send + 'static>(
     form: Form<bool>,
     next: Step<Result<T, engine::Error>>,
@@ -90,27 +90,27 @@ fn chain<T: Send + 'static>(
     }))
 }
 
-/// Answers refused requests at once.
+/// Answers a refused request at once.
 fn checked<T: Default>(form: Form<T>, handled: Result<WorkLeft, RequestError>) -> WorkLeft {
     handled.unwrap_or_else(|error| WorkLeft::Now(refused(form, &error)))
 }
 
-/// A request that waits for nothing but the engine gets this answer if its chain does not finish.
+/// The answer of a request whose chain does not finish.
 pub fn failed(failure: Failure, request: &str) -> RpcResult {
     Err(match failure {
         Failure::Panicked => {
-            format!("a bug in the daemon ended the request {request}; see the log, and please report it")
+            format!("request {request} failed because of a bug in stratisd-min; see its log, and please report it")
         }
         Failure::Stopping => {
-            format!("the daemon is stopping and has not begun the request {request}; try again when stratisd runs")
+            format!("request {request} is refused, because stratisd-min is stopping; try again when stratisd runs")
         }
         Failure::Unfinished => {
-            format!("the daemon ends before the request {request} does; look whether it was done when stratisd runs")
+            format!("stratisd-min exits before request {request} ends; check its effect when stratisd runs")
         }
     })
 }
 
-/// Handles a request. The descriptor has been checked against what the request takes.
+/// Handles a request. The caller has checked that the request may have this descriptor, or none.
 pub fn handle(request: RpcRequest, descriptor: Option<OwnedFd>, view: &View) -> WorkLeft {
     let pool = |id: &PoolId| lookup::running_pool(view, id).map(|pool| pool.uuid).map_err(RequestError::from);
     let named = |name: &str| lookup::running(view, name).map(|pool| pool.uuid).map_err(RequestError::from);
@@ -240,7 +240,7 @@ pub fn handle(request: RpcRequest, descriptor: Option<OwnedFd>, view: &View) -> 
     }
 }
 
-/// A pool that does not run any more, but is not taken down.
+/// A pool that is stopped but not taken down completely.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "pool {uuid} has been stopped, but some of its devices could not be taken down; see what uses them, then stop it again"
@@ -261,14 +261,14 @@ fn set_key(description: &str, descriptor: Option<OwnedFd>) -> Result<WorkLeft, R
             Err(error) => refused(RpcAnswer::KeySet, &error),
         })
     };
-    // The caller has checked that there is one.
+    // The caller has checked that there is a descriptor.
     Ok(match descriptor {
         Some(descriptor) => with_passphrase(descriptor, RpcAnswer::KeySet, set),
         None => WorkLeft::Now(Err(super::server::NO_DESCRIPTOR.to_owned())),
     })
 }
 
-/// Reads a passphrase and goes on with it.
+/// Reads a passphrase and continues with the chain that `then` makes of it.
 fn with_passphrase<T: Default + 'static>(
     descriptor: OwnedFd,
     form: Form<T>,

@@ -1,16 +1,17 @@
-//! The server: thread `rpc`, the only one that uses the socket and its connections. It reads
-//! requests without trusting them, answers from the published view what it can, makes a job of
+//! The server: thread `rpc`, the only thread that uses the socket and its connections. It reads
+//! requests without trusting them, answers those that the published view can answer, makes a job of
 //! every other request, and sends the answers.
 //!
-//! - It waits for all clients together, so none of them delays another: a client that sends half a
-//!   request has [`RECEIVE_LIMIT`](super::connection::RECEIVE_LIMIT), one that does not read its
-//!   answer [`SEND_LIMIT`](super::connection::SEND_LIMIT).
-//! - Everything is bounded: connections, requests under way, bytes of a request, and bytes of answers
-//!   that are not read. Beyond the first and the last, clients wait until there is room, which the
-//!   time limits make sure of; beyond the second they are refused.
-//! - A panic in the handling of a request fails that request alone.
+//! - It polls all clients at once, so no client delays another. The time to send a request is
+//!   limited by [`RECEIVE_LIMIT`](super::connection::RECEIVE_LIMIT), the time to read an answer by
+//!   [`SEND_LIMIT`](super::connection::SEND_LIMIT).
+//! - Connections, requests under way, bytes of a request and bytes of unread answers are bounded.
+//!   Beyond the limits of connections and of unread answers, clients wait; the time limits
+//!   guarantee that there will be room. Beyond the limit of requests under way, requests are
+//!   refused.
+//! - A panic while a request is handled fails that request only.
 //!
-//! During a stop it takes no more requests, and sends the answers of those under way.
+//! During a stop the server accepts no more requests, and sends the answers of those under way.
 //!
 //! Must never know: what requests mean to the engine, and how jobs run.
 
@@ -47,13 +48,14 @@ use crate::{
     },
 };
 
-/// Most connections. Clients beyond that wait to be accepted.
+/// The most connections. Further clients wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
-/// Most requests under way. So a quarter of the connections turn over within the time limits.
+/// The most requests under way. This leaves a quarter of the connections to clients whose time is
+/// limited.
 const PENDING_MAX: usize = 192;
 /// Bytes of unread answers beyond which no request is read. One answer may exceed it.
 const UNSENT_MAX: usize = 32 << 20;
-/// How long not to accept after the system has refused to, for example for lack of descriptors.
+/// How long to pause after an accept(2) that failed, for example for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long clients may take to read their answers when the daemon ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -66,28 +68,28 @@ const UNEXPECTED_DESCRIPTOR: &str =
 /// A reply on its way through the daemon.
 pub struct RpcReply(pub(super) RpcRecipient);
 
-/// Who gets a reply.
+/// The receiver of a reply.
 pub(super) enum RpcRecipient {
     /// The client of this connection.
     Client(u64, RpcResult),
-    /// A function of the daemon itself.
+    /// A function of the daemon, not a client.
     Inside(Box<dyn FnOnce() + Send>),
 }
 
 impl RpcReply {
-    /// A reply that no client gets: calls `tell` when all changes so far are published.
+    /// A reply for the daemon itself: calls `tell` when all changes so far are published.
     pub fn tell(tell: impl FnOnce() + Send + 'static) -> RpcReply {
         RpcReply(RpcRecipient::Inside(Box::new(tell)))
     }
 }
 
-/// Why the server ends.
+/// Why the server ended.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ServerError {
     #[error(transparent)]
     Socket(#[from] SocketError),
-    #[error("cannot make a descriptor to wait for clients")]
+    #[error("cannot create a descriptor to wait for clients")]
     Wait(#[source] std::io::Error),
 }
 
@@ -109,7 +111,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server and the writer that it belongs to. Nothing is served yet.
+    /// A server with its writer. It does not serve clients yet.
     ///
     /// # Errors
     /// No descriptor is left.
@@ -131,12 +133,12 @@ impl Server {
         Ok((server, ViewWriter { published, replies: sender, waker }))
     }
 
-    /// Makes the server go around its loop once.
+    /// Makes the server run its loop once.
     pub fn waker(&self) -> &Waker {
         &self.waker
     }
 
-    /// Opens the socket: clients may connect from now on.
+    /// Opens the socket. From now on clients can connect.
     ///
     /// # Errors
     /// A call failed.
@@ -145,7 +147,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves until the switch is turned on, and then until all requests are answered.
+    /// Serves clients until the stop switch is turned on, and then until all requests are answered.
     ///
     /// # Errors
     /// Waiting failed.
@@ -153,7 +155,7 @@ impl Server {
         stop.on_stop(self.waker.clone());
         let mut end = None;
         loop {
-            // Drained before the look at the queue: a later wake-up ends the next wait.
+            // The waker is drained before the queue is read, so a later wake-up ends the next wait.
             self.waker.drain();
             pulse.beat();
             if stop.is_on() && self.socket.take().is_some() {
@@ -170,7 +172,7 @@ impl Server {
         }
     }
 
-    /// Refuses those whose requests have not begun, when the daemon stops.
+    /// Refuses the requests that have not begun. Called when the daemon stops.
     fn refuse_all(&mut self) {
         for ClientJob { on_failure, .. } in self.awaited.take_all() {
             self.pending -= 1;
@@ -180,11 +182,11 @@ impl Server {
         }
         let receiving: Vec<u64> = self.connections.iter().filter(|(_, c)| c.is_receiving()).map(|(n, _)| *n).collect();
         for number in receiving {
-            self.reply(number, &Err("the daemon is stopping; ask stratisd when it runs".to_owned()));
+            self.reply(number, &Err("stratisd-min is stopping; try again when stratisd runs".to_owned()));
         }
     }
 
-    /// Sends the answers that have come. Returns whether no more will come.
+    /// Sends the answers in the queue. Returns whether no more will follow.
     fn take_replies(&mut self) -> bool {
         loop {
             match self.replies.try_recv() {
@@ -201,12 +203,12 @@ impl Server {
     fn reply(&mut self, number: u64, reply: &RpcResult) {
         let text = serde_json::to_vec(reply).unwrap_or_else(|error| {
             log::error!("cannot write an answer as JSON: {error}; please report it");
-            br#"{"Err":"the daemon cannot write its answer as JSON; please report it"}"#.to_vec()
+            br#"{"Err":"stratisd-min cannot write its answer as JSON; please report it"}"#.to_vec()
         });
         self.send(number, text);
     }
 
-    /// Sends an answer, if its client is still there.
+    /// Sends an answer if its client is still connected.
     fn send(&mut self, number: u64, text: Vec<u8>) {
         if let Some(connection) = self.connections.get_mut(&number)
             && let ConnectionEvent::Over = connection.answer(text, Instant::now())
@@ -221,7 +223,7 @@ impl Server {
         let has_room = self.connections.values().map(RpcConnection::unsent).sum::<usize>() <= UNSENT_MAX;
         let listens =
             has_room && self.connections.len() < CONNECTIONS_MAX && self.accept_after.is_none_or(|after| after <= now);
-        // A client that waits for room has its time when there is some.
+        // The time limit of a client that waits for room starts when there is room.
         let waits = |connection: &RpcConnection| has_room || !connection.is_receiving();
         let numbers: Vec<u64> = self.connections.iter().filter(|(_, c)| waits(c)).map(|(number, _)| *number).collect();
         let accept_after = self.accept_after.filter(|after| *after > now);
@@ -279,7 +281,7 @@ impl Server {
                     self.next += 1;
                 }
                 Ok(Some(ConnectingPeer::Stranger(user))) => {
-                    log::warn!("user {user} may not use the socket; only root may")
+                    log::warn!("the socket refused a client of user {user}; only root may use it")
                 }
                 Ok(None) => return,
                 Err(error) => {
@@ -302,7 +304,7 @@ impl Server {
             }
         };
         let name = request.name();
-        log::debug!("request {name} on connection {number}");
+        log::debug!("connection {number} sent request {name}");
         let descriptor = descriptors.pop();
         match (request.descriptors(), &descriptor) {
             (Descriptors::One, None) => return self.reply(number, &Err(NO_DESCRIPTOR.to_owned())),
@@ -315,12 +317,12 @@ impl Server {
         match handled {
             WorkLeft::Now(reply) => self.reply(number, &reply),
             WorkLeft::Report => {
-                // The text is JSON already.
+                // The report is JSON already.
                 let report = Composer::new(Report::EngineState).text(&view, &jobs.locks());
                 self.send(number, format!("{{\"Ok\":{{\"Report\":{report}}}}}").into_bytes());
             }
             WorkLeft::Chain(_) | WorkLeft::After(..) if self.pending >= PENDING_MAX => {
-                self.reply(number, &Err("too many requests wait for the engine; try again later".to_owned()));
+                self.reply(number, &Err("too many requests are under way; try again later".to_owned()));
             }
             WorkLeft::Chain(chain) => {
                 self.pending += 1;

@@ -1,4 +1,4 @@
-//! The listening socket: made for root alone, and gone when the daemon ends.
+//! The listening socket. Only root can connect to it, and its file is removed when the daemon ends.
 //!
 //! Must never know: what is said over it.
 
@@ -23,12 +23,12 @@ use rustix::{
 
 /// Only the owner, root, may connect.
 const MODE: u32 = 0o600;
-/// The directory is traversed by the programs that look at its other files.
+/// Other users may traverse the directory, because other programs have files in it.
 const DIRECTORY_MODE: u32 = 0o755;
-/// Connections that may wait to be accepted. Others wait in their call of connect(2).
+/// Connections that the kernel queues until they are accepted. Further clients block in connect(2).
 const BACKLOG: i32 = 64;
 
-/// Why clients cannot be served.
+/// Why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} the socket {}; run the daemon as root", path.display())]
 pub struct SocketError {
@@ -43,11 +43,11 @@ pub struct ListeningSocket {
     path: PathBuf,
 }
 
-/// A client that may ask.
+/// A client that has connected.
 pub enum ConnectingPeer {
-    /// It may.
+    /// The client may send a request.
     Admitted(OwnedFd),
-    /// It runs as another user, who gets no answer.
+    /// The client runs as another user and gets no answer.
     Stranger(u32),
 }
 
@@ -73,7 +73,8 @@ impl ListeningSocket {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
             _ => {}
         }
-        // Bound, restricted, and only then open for connections: nobody can connect in between.
+        // The mode is set after bind(2) and before listen(2), so no other user can connect in
+        // between.
         let make = || -> Result<OwnedFd, Errno> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -91,7 +92,7 @@ impl ListeningSocket {
         self.listener.as_fd()
     }
 
-    /// The next client; `None` if none waits.
+    /// The next client, or `None` if no client waits.
     ///
     /// # Errors
     /// A call failed, for example because no descriptor is left.
@@ -112,7 +113,8 @@ impl ListeningSocket {
 
 impl Drop for ListeningSocket {
     fn drop(&mut self) {
-        // It may be gone already; nobody else makes a file of this name while this daemon runs.
+        // The file may be gone already. No other program makes a file of this name while this
+        // daemon runs.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,6 +1,6 @@
 //! Publishes the changes of requests for the server, and hands their answers to it: thread
-//! `view-writer`. An answer follows its changes, so a client that has it finds them in its next
-//! request.
+//! `view-writer`. An answer follows its changes, so a client that has the answer sees the changes
+//! in its next request.
 //!
 //! Must never know: sockets, and what the changes are.
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::view::{Change, Update, View};
 
-/// The current version of the view. Clones are the same.
+/// The current version of the view. All clones share it.
 #[derive(Clone, Default)]
 pub struct PublishedView(Arc<Mutex<View>>);
 
@@ -47,12 +47,12 @@ pub struct ViewWriter {
     pub(super) published: PublishedView,
     /// Unbounded, but holds at most one answer for each request that the server has admitted.
     pub(super) replies: Sender<NumberedReply>,
-    /// Of the server.
+    /// The waker of the server.
     pub(super) waker: Waker,
 }
 
 impl ViewWriter {
-    /// Works until every sender of updates is gone.
+    /// Runs until every sender of updates is gone.
     pub fn run(self, updates: &Receiver<Update<RpcReply>>, pulse: &Pulse) {
         let ViewWriter { published, replies, waker } = self;
         for Update { changes, reply } in updates {

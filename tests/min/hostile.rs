@@ -1,5 +1,5 @@
-//! Clients that send rubbish, half of something, too much or nothing, and clients that do not read:
-//! none of them holds up another, and the daemon ends as usual.
+//! Clients that send rubbish, half a request, too much or nothing, and clients that do not read:
+//! none of them delays another, and the daemon ends as usual.
 
 use std::{io::Write, os::unix::fs::PermissionsExt};
 
@@ -25,7 +25,7 @@ fn only_the_owner_may_connect() {
     let mode = std::fs::metadata(rig.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     ends(daemon);
-    assert!(!rig.socket().exists(), "the socket goes with its daemon");
+    assert!(!rig.socket().exists(), "the daemon removes its socket");
 }
 
 #[test]
@@ -36,10 +36,10 @@ fn rubbish_is_refused_with_a_reason() {
         ("7", "one JSON text or object"),
         ("\"KeyList\" x", "one JSON text or object"),
         ("{\"KeyList\" x}", "not valid JSON"),
-        ("\"NoSuchRequest\"", "no request of this version"),
-        (r#"{"PoolStop":7}"#, "no request of this version"),
-        (r#"{"PoolStop":{"Uuid":"x"}}"#, "no request of this version"),
-        (r#"{"PoolCreate":["p"]}"#, "no request of this version"),
+        ("\"NoSuchRequest\"", "does not know this request"),
+        (r#"{"PoolStop":7}"#, "does not know this request"),
+        (r#"{"PoolStop":{"Uuid":"x"}}"#, "does not know this request"),
+        (r#"{"PoolCreate":["p"]}"#, "does not know this request"),
         (r#"{"KeyUnset":"a","KeyUnset":"b"}"#, "KeyUnset"),
     ] {
         let answer = rig.ask(request);
@@ -54,7 +54,7 @@ fn rubbish_is_refused_with_a_reason() {
     ends(daemon);
 }
 
-/// Other implementations read at most 64 KiB at once, and only what one read brings.
+/// The existing daemon makes one read of at most 64 KiB.
 #[test]
 fn requests_up_to_64_kib_are_taken() {
     let rig = Rig::new();
@@ -77,7 +77,7 @@ fn requests_up_to_64_kib_are_taken() {
 }
 
 #[test]
-fn silent_clients_hold_up_nobody() {
+fn silent_clients_delay_no_other() {
     let rig = Rig::new();
     let daemon = rig.ready();
     let mut half: Vec<_> = (0..100).map(|_| rig.connect()).collect();
@@ -86,7 +86,7 @@ fn silent_clients_hold_up_nobody() {
     }
     let unread: Vec<_> = (0..100).map(|_| rig.sent(r#""Report""#, &[])).collect();
     is_served(&rig);
-    // Each is let go of when its time is over.
+    // Each is disconnected when its time limit expires.
     assert_eq!(read_all(&half[0]), "");
     drop(half);
     is_served(&rig);
@@ -95,7 +95,7 @@ fn silent_clients_hold_up_nobody() {
     ends(daemon);
 }
 
-/// More connections than the daemon takes at once: the others wait, and are served in their turn.
+/// More connections than the daemon accepts at once: the others wait and are served later.
 #[test]
 fn more_clients_than_places_are_all_served() {
     let rig = Rig::new();
@@ -113,7 +113,7 @@ fn a_client_that_goes_away_stops_nothing() {
     let rig = Rig::new();
     let daemon = rig.ready_with(&[("STRATISD_SIM_SLOW_MS", "5")]);
     drop(rig.sent(r#"{"PoolCreate":["p1",["/dev/a"],null]}"#, &[]));
-    // The name is taken by the request that goes on, so this one waits for it.
+    // The name is claimed by the request that continues, so this one waits for it.
     let answer = rig.ask(r#"{"PoolCreate":["p1",["/dev/a"],null]}"#);
     assert!(answer.starts_with(r#"{"Ok":{"PoolCreate":["#), "{answer}");
     assert!(rig.ask(r#""PoolList""#).contains(r#"["p1"]"#));

@@ -1,7 +1,7 @@
-//! `stratisd-min` and `stratis-min` as processes, on simulated machines in a runtime directory of
-//! their own: the bytes of every request and answer, every command with its output and exit status,
-//! hostile clients, and the hand-over to `stratisd`. A socket plays the service manager, so every
-//! wait is for an event.
+//! `stratisd-min` and `stratis-min` as processes, on simulated machines with private runtime
+//! directories: the bytes of every request and answer, every command with its output and exit
+//! status, hostile clients, and the hand-over to `stratisd`. A socket plays the service manager, so
+//! every wait is for an event.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 
@@ -43,7 +43,8 @@ impl Rig {
         Rig(tempfile::tempdir().unwrap(), "info")
     }
 
-    /// With a log that names each request. Nobody reads the rest of it, so there must be few.
+    /// With a log that names each request. The rest of the log is not read, so there must be few
+    /// requests.
     fn with_requests_in_the_log() -> Rig {
         Rig(tempfile::tempdir().unwrap(), "debug")
     }
@@ -184,7 +185,7 @@ fn libraries(program: &Path) -> String {
 
 #[test]
 fn early_programs_do_not_load_libdbus() {
-    assert!(libraries(Path::new(STRATISD)).contains("libdbus"), "the check itself");
+    assert!(libraries(Path::new(STRATISD)).contains("libdbus"), "the check does not find libdbus");
     for program in [STRATISD_MIN, STRATIS_MIN] {
         let libraries = libraries(Path::new(program));
         assert!(libraries.contains("libc.so") && !libraries.contains("libdbus"), "{program}: {libraries}");
@@ -196,7 +197,7 @@ fn the_watchdog_hears_of_its_threads() {
     let rig = Rig::new();
     let daemon = rig.ready_with(&[("WATCHDOG_USEC", "200000")]);
     (0..3).for_each(|_| assert_eq!(daemon.next_state(), "WATCHDOG=1"));
-    // A client that does not read is no fault of a thread.
+    // A thread is not stuck because a client does not read.
     let _silent = rig.connect();
     (0..3).for_each(|_| assert_eq!(daemon.next_state(), "WATCHDOG=1"));
     daemon.process.signal(nix::sys::signal::Signal::SIGTERM);

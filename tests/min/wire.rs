@@ -1,4 +1,4 @@
-//! Every request with its exact answer, and what is done with descriptors.
+//! Every request with its exact answer, and how descriptors are handled.
 
 use std::{io::Write, os::fd::AsFd};
 
