@@ -32,8 +32,8 @@ fn date() -> String {
     time.strftime("%Y-%m-%d").to_string()
 }
 
-/// The completions of a program and the names under which the shells look for them. udev and
-/// systemd run the other programs; nobody types them.
+/// The completions of a program, with the file names that the shells expect. Programs that udev and
+/// systemd run have no completions.
 fn completions(program: &InstalledProgram) -> Vec<(String, Vec<u8>)> {
     if matches!(program.folder, Folder::Udev | Folder::Generators) {
         return Vec::new();

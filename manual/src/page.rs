@@ -1,5 +1,6 @@
-//! One manual page: name, synopsis, description and options by `clap_mangen`; subcommands, which it
-//! would put on pages of their own, and the sections that it does not know beside them.
+//! One manual page. `clap_mangen` makes name, synopsis, description and options. This module adds
+//! the subcommands, which `clap_mangen` would put on separate pages, and the sections that it does
+//! not know.
 
 use std::io;
 

@@ -1,5 +1,4 @@
-//! The manual pages, `--help` and the documents say the same, and mandoc finds nothing wrong with
-//! the pages.
+//! The manual pages, `--help` and the documents agree, and mandoc finds no fault in the pages.
 
 use std::{
     collections::BTreeSet,
@@ -88,7 +87,7 @@ fn commands(text: &str) -> Vec<(&'static InstalledProgram, String)> {
     ours.collect()
 }
 
-/// What a text says of a program's options that the program does not know.
+/// Options in a text that the program does not have.
 fn unknown_options(text: &str) -> Vec<String> {
     let wrong = commands(text).into_iter().flat_map(|(program, rest)| {
         let known = options_of(program);

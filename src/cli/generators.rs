@@ -1,5 +1,5 @@
-//! The usage of the two systemd generators. systemd runs them with three folders; they use no
-//! parser, and their pages are made from these definitions like those of the others.
+//! The usage of the two systemd generators, which systemd runs with three folders. They do not use
+//! the parser; these definitions are the source of their manual pages.
 
 use clap::{Arg, Command};
 
@@ -9,9 +9,11 @@ use super::ManualPage;
 fn folders(command: Command) -> Command {
     command
         .disable_help_flag(true)
-        .arg(Arg::new("NORMAL").required(true).help("Folder of units that yield to the administrator's; not used"))
-        .arg(Arg::new("EARLY").required(true).help("Folder that takes precedence; the units are written here"))
-        .arg(Arg::new("LATE").required(true).help("Folder of units that yield to all others; not used"))
+        .arg(Arg::new("NORMAL").required(true).help("Folder of units with normal priority; not used"))
+        .arg(
+            Arg::new("EARLY").required(true).help("Folder of units with the highest priority; the program writes here"),
+        )
+        .arg(Arg::new("LATE").required(true).help("Folder of units with the lowest priority; not used"))
 }
 
 pub(super) fn setup() -> Command {
@@ -44,7 +46,7 @@ pub(super) static PAGE: ManualPage = ManualPage {
     examples: &[],
     exit_status: &[
         ("0", "the unit was written, or there is nothing to do"),
-        ("1", "it could not be; the kernel log says why"),
+        ("1", "the unit could not be written; the kernel log says why"),
     ],
     files: &[("/proc/cmdline", "the kernel command line")],
     environment: &[],

@@ -1,4 +1,4 @@
-//! Levels of log messages, as daemons take them.
+//! The log levels that daemons accept.
 
 use clap::ValueEnum;
 use log::LevelFilter;

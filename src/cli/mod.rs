@@ -20,7 +20,7 @@ use clap::{ArgMatches, Command, CommandFactory, Parser};
 pub use level::Level;
 pub use page::{Example, ManualPage};
 
-/// Lines of help are at most this long, also where the terminal is wider.
+/// The longest line of help, even if the terminal is wider.
 const COLUMNS: usize = 100;
 
 /// The folder of a program, by the variable of the Makefile that names it.
@@ -42,7 +42,7 @@ pub struct InstalledProgram {
     pub name: &'static str,
     /// Where it is installed.
     pub folder: Folder,
-    /// What it accepts, without the sections of its page.
+    /// Its options and arguments, without the sections of its page.
     pub command: fn() -> Command,
     /// The sections of its page and of its `--help` below the options.
     pub page: &'static ManualPage,
@@ -79,8 +79,7 @@ pub const PROGRAMS: &[InstalledProgram] = &[
     installed("stratis-clevis-setup-generator", Folder::Generators, generators::clevis_setup, &generators::PAGE),
 ];
 
-/// The definition as a program uses it: with the sections of its page below the options of
-/// `--help`.
+/// The definition that a program uses: `--help` shows the sections of its page below the options.
 pub fn with_page(command: Command, page: &ManualPage) -> Command {
     command.max_term_width(COLUMNS).after_long_help(page.help())
 }

@@ -1,5 +1,4 @@
-//! What a manual page says beyond the options: values that `--help` shows as text and the manual
-//! page as sections.
+//! The sections of a manual page beside the options. `--help` shows them as text.
 
 use std::fmt::Write;
 

@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 
 use super::{Example, ManualPage};
 
-/// Print the names that belong to the device-mapper path of a filesystem
+/// Print the name, the pool or the link of a filesystem, given its device-mapper path
 ///
 /// The path is only parsed and need not exist. The names come from the running stratisd, over the
 /// system bus.
@@ -37,15 +37,15 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("'{text}' must be specified as an absolute path")) }
 }
 
-/// What its page says beside the options.
+/// The sections of its page beside the options.
 pub static PAGE: ManualPage = ManualPage {
     examples: &[Example {
-        about: "The link of a filesystem, of whose device the UUIDs are given:",
+        about: "Print the link of a filesystem, given the UUIDs in its device name:",
         command: "stratis-decode-dm --output symlink /dev/mapper/stratis-1-$POOL-thin-fs-$FILESYSTEM",
     }],
     exit_status: &[
         ("0", "the name was printed"),
-        ("1", "the path is none of a filesystem, or stratisd does not answer or does not know it"),
+        ("1", "the path is not that of a filesystem, or stratisd does not answer or does not know it"),
         ("2", "wrong usage"),
     ],
     files: &[],

@@ -9,13 +9,13 @@ use super::{Example, ManualPage};
 /// Manages pools in early boot, where there is no D-Bus
 ///
 /// stratis-min sends one request to stratisd-min, the daemon of early boot, and waits for the
-/// answer. Where stratisd runs, use stratis instead.
+/// answer. When stratisd runs, use stratis instead.
 ///
 /// A pool is named by its UUID, or by its name with --name.
 #[derive(Debug, Parser)]
 #[command(name = "stratis-min", version)]
 pub struct StratisMinLine {
-    /// Accepted, without effect
+    /// Accepted without effect
     #[arg(long, hide = true, global = true)]
     pub debug: bool,
     /// What to do.
@@ -78,7 +78,7 @@ pub struct KeySource {
     /// Ask for the key, twice
     #[arg(long)]
     pub capture_key: bool,
-    /// Read the key from this file: all of its bytes, a newline at the end included
+    /// Read the key from this file: all its bytes, including a newline at the end
     #[arg(long, value_name = "PATH")]
     pub keyfile_path: Option<PathBuf>,
 }
@@ -97,7 +97,7 @@ pub struct PoolArgument {
 /// What to do with a pool.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Set up a stopped pool
+    /// Start a stopped pool
     Start {
         /// Unlock an encrypted pool by the binding in this token slot, or by any that works
         #[arg(long, value_name = "any|NUMBER")]
@@ -109,13 +109,13 @@ pub enum PoolCommand {
         #[command(flatten)]
         pool: PoolArgument,
     },
-    /// Take a pool down; it stays stopped until it is started
+    /// Stop a pool; it stays stopped until it is started
     Stop {
         /// The pool.
         #[command(flatten)]
         pool: PoolArgument,
     },
-    /// Make a pool; the devices lose their contents
+    /// Create a pool; this erases the devices
     Create {
         /// Encrypt the pool, and unlock it by this key
         #[arg(long, value_name = "KEYDESC[:SLOT]")]
@@ -137,7 +137,7 @@ pub enum PoolCommand {
         #[arg(value_name = "NAME")]
         name: String,
     },
-    /// Give a pool another name
+    /// Rename a pool
     Rename {
         /// Its name
         #[arg(value_name = "CURRENT")]
@@ -208,7 +208,7 @@ pub enum PoolCommand {
     Rebind(RebindCommand),
 }
 
-/// How else to unlock a pool.
+/// A binding to add.
 #[derive(Debug, Subcommand)]
 pub enum BindCommand {
     /// By a key of the kernel keyring
@@ -232,7 +232,7 @@ pub enum BindCommand {
         /// Trust the server if its key has this thumbprint
         #[arg(long, value_name = "THUMBPRINT", conflicts_with = "trust_url")]
         thumbprint: Option<String>,
-        /// Trust the server without a check
+        /// Trust the server without checking its key
         #[arg(long)]
         trust_url: bool,
         /// The pool.
@@ -292,11 +292,11 @@ pub struct BindingArgument {
 /// What to do with a filesystem.
 #[derive(Debug, Subcommand)]
 pub enum FilesystemCommand {
-    /// Make a filesystem
+    /// Create a filesystem
     Create(FilesystemArgument),
     /// Destroy a filesystem
     Destroy(FilesystemArgument),
-    /// Give a filesystem another name
+    /// Rename a filesystem
     Rename {
         /// The filesystem.
         #[command(flatten)]
@@ -320,20 +320,20 @@ pub struct FilesystemArgument {
     pub name: String,
 }
 
-/// What its page says beside the options.
+/// The sections of its page beside the options.
 pub static PAGE: ManualPage = ManualPage {
     examples: &[
         Example { about: "List pools:", command: "stratis-min pool" },
         Example {
-            about: "Start an encrypted pool by any binding that works, or by a passphrase that it asks for:",
+            about: "Start an encrypted pool with any binding that works, or with a passphrase from a prompt:",
             command: "stratis-min pool start --name --token-slot any p1\n\
                       stratis-min pool start --name --token-slot any --prompt p1",
         },
         Example { about: "Ask whether a pool is stopped:", command: "stratis-min pool is-stopped --name p1" },
     ],
     exit_status: &[
-        ("0", "it was done"),
-        ("1", "it was refused or failed; standard error says why"),
+        ("0", "the request was carried out"),
+        ("1", "the request was refused or failed; standard error says why"),
         ("2", "wrong usage"),
     ],
     files: &[("/run/stratisd/stratisd-min-jsonrpc", "the socket of stratisd-min")],

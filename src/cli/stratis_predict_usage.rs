@@ -8,9 +8,10 @@ use super::{Example, ManualPage};
 /// Predict how much space a pool or a filesystem will use
 ///
 /// Prints one line of JSON in which every value is a number of bytes, written as a string. The
-/// prediction for a pool is what stratisd plans for one on devices of these sizes. That for a
-/// filesystem is the space that a new XFS of the next power of two took when it was measured; today
-/// one of less than 128 GiB takes up to 64 MiB more, because its log has that at least.
+/// prediction for a pool is what stratisd would plan on devices of these sizes. The prediction for
+/// a filesystem is the measured space of a new XFS whose size is the next power of two. Newer
+/// versions of mkfs.xfs make a log of at least 64 MiB, so an XFS of less than 128 GiB may take up
+/// to 64 MiB more.
 #[derive(Debug, Parser)]
 #[command(name = "stratis-predict-usage", version)]
 pub struct PredictUsage {
@@ -22,7 +23,7 @@ pub struct PredictUsage {
     pub what: Predicted,
 }
 
-/// What is predicted.
+/// What to predict.
 #[derive(Debug, Subcommand)]
 pub enum Predicted {
     /// Predict the space of a new pool
@@ -31,7 +32,7 @@ pub enum Predicted {
     Filesystem(FilesystemArguments),
 }
 
-/// A pool.
+/// The arguments for a pool.
 #[derive(Debug, Args)]
 pub struct PoolArguments {
     /// The pool will be encrypted. This changes nothing: space for encryption is always reserved
@@ -57,7 +58,7 @@ pub struct PoolArguments {
     pub no_integrity_superblock: bool,
 }
 
-/// Filesystems.
+/// The arguments for filesystems.
 #[derive(Debug, Args)]
 pub struct FilesystemArguments {
     /// The pool is not overprovisioned: each filesystem counts with its whole size
@@ -106,25 +107,25 @@ impl From<Verbosity> for LevelFilter {
     }
 }
 
-/// What its page says beside the options.
+/// The sections of its page beside the options.
 pub static PAGE: ManualPage = ManualPage {
     examples: &[
         Example {
-            about: "A pool on two disks of 1 TiB:",
+            about: "Predict the space of a pool on two disks of 1 TiB:",
             command: "stratis-predict-usage pool --device-size 1099511627776 --device-size 1099511627776",
         },
         Example {
-            about: "How much one disk of 10 GiB has left besides a filesystem of 1 GiB:",
+            about: "Predict how much space a disk of 10 GiB has left beside a filesystem of 1 GiB:",
             command: "stratis-predict-usage pool --device-size 10737418240 --filesystem-size 1073741824",
         },
         Example {
-            about: "A filesystem of 1 GiB alone:",
+            about: "Predict the space of a filesystem of 1 GiB:",
             command: "stratis-predict-usage filesystem --filesystem-size 1073741824",
         },
     ],
     exit_status: &[
         ("0", "the prediction was printed"),
-        ("1", "there can be no such pool or filesystem, or thin_metadata_size is not installed"),
+        ("1", "such a pool or filesystem is impossible, or thin_metadata_size is not installed"),
         ("2", "wrong usage"),
     ],
     files: &[],

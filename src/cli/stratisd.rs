@@ -6,12 +6,12 @@ use super::{Example, Level, ManualPage};
 
 /// Manages pools of block devices and serves them on the system bus
 ///
-/// stratisd joins block devices into pools and gives out filesystems from them. The stratis command
+/// stratisd joins block devices into pools and provides filesystems on them. The stratis command
 /// and other programs use it over D-Bus as org.storage.stratis3. systemd starts it as
 /// stratisd.service.
 ///
 /// Filesystems stay mounted and usable while the daemon does not run. It may be stopped, killed and
-/// replaced at any time; a pool that grows full meanwhile gets no space until it runs again.
+/// replaced at any time; a pool that fills up meanwhile gets no space until the daemon runs again.
 #[derive(Debug, Parser)]
 #[command(name = "stratisd", version)]
 pub struct StratisdLine {
@@ -32,12 +32,12 @@ pub struct StratisdLine {
     pub sim_seed: Option<u64>,
 }
 
-/// What its page says beside the options.
+/// The sections of its page beside the options.
 pub static PAGE: ManualPage = ManualPage {
     examples: &[
         Example { about: "Start the daemon now and at every boot:", command: "systemctl enable --now stratisd" },
         Example {
-            about: "Make a pool of two disks, with a filesystem in it. The disks lose their contents:",
+            about: "Create a pool on two disks, with a filesystem. This erases the disks:",
             command: "stratis pool create p1 /dev/sdb /dev/sdc\nstratis filesystem create p1 home\n\
                       mount /dev/stratis/p1/home /mnt",
         },
@@ -47,8 +47,8 @@ pub static PAGE: ManualPage = ManualPage {
         },
     ],
     exit_status: &[
-        ("0", "a signal has ended the daemon"),
-        ("1", "it cannot start or go on; standard error says why"),
+        ("0", "a signal stopped the daemon"),
+        ("1", "the daemon could not start or continue; standard error says why"),
         ("2", "wrong usage"),
     ],
     files: &[
@@ -56,10 +56,10 @@ pub static PAGE: ManualPage = ManualPage {
         ("/run/stratisd", "private mounts of the daemon"),
     ],
     environment: &[
-        ("RUST_LOG", "levels of messages where --log-level is not given, as \"info\""),
-        ("RUST_BACKTRACE", "with \"1\", a panic writes the calls that led to it"),
+        ("RUST_LOG", "levels of messages if --log-level is not given, such as \"info\""),
+        ("RUST_BACKTRACE", "if \"1\", a panic prints a backtrace"),
         ("DBUS_SYSTEM_BUS_ADDRESS", "the bus to serve, in place of the system bus"),
-        ("STRATISD_DBUS_MAX_MESSAGE_SIZE", "largest message in bytes, if the bus has another limit than 32 MiB"),
+        ("STRATISD_DBUS_MAX_MESSAGE_SIZE", "largest message in bytes, if the limit of the bus is not 32 MiB"),
         ("STRATISD_SIM_DISK_GIB", "as --sim-disk-size"),
         ("STRATISD_SIM_SLOW_MS", "as --sim-slow"),
         ("STRATISD_SIM_SEED", "as --sim-seed"),

@@ -10,8 +10,9 @@ use super::{Example, Level, ManualPage};
 /// initramfs starts it to set up the pool of the root file system, and fstab entries start it
 /// before stratisd. The command stratis-min is its client.
 ///
-/// stratisd takes over from it when it starts: it has stratisd-min finish what it has begun, waits
-/// for its end, and looks at all devices and pools again. Mounted filesystems are not touched.
+/// stratisd takes over when it starts: it tells stratisd-min to end, waits until stratisd-min has
+/// finished the requests that it has begun, and examines all devices and pools again. Mounted
+/// filesystems are not affected.
 #[derive(Debug, Parser)]
 #[command(name = "stratisd-min", version)]
 pub struct StratisdMinLine {
@@ -23,25 +24,25 @@ pub struct StratisdMinLine {
     pub log_level: Option<Level>,
 }
 
-/// What its page says beside the options.
+/// The sections of its page beside the options.
 pub static PAGE: ManualPage = ManualPage {
     examples: &[Example {
-        about: "Start it where no unit does, and list pools:",
+        about: "Start it by hand and list pools:",
         command: "/usr/libexec/stratisd-min --log-level info &\nstratis-min pool",
     }],
     exit_status: &[
-        ("0", "a signal or stratisd has ended the daemon"),
-        ("1", "it cannot start or go on; standard error says why"),
+        ("0", "a signal or stratisd stopped the daemon"),
+        ("1", "the daemon could not start or continue; standard error says why"),
         ("2", "wrong usage"),
     ],
     files: &[
         ("/run/stratisd/stratisd-min-jsonrpc", "socket for stratis-min"),
-        ("/run/stratisd-min.pid", "held locked while the daemon runs"),
+        ("/run/stratisd-min.pid", "process id; locked while the daemon runs"),
         ("/dev/stratis/POOL/FILESYSTEM", "link to the device of a filesystem, made by udev"),
     ],
     environment: &[
-        ("RUST_LOG", "levels of messages where --log-level is not given, as \"info\""),
-        ("RUST_BACKTRACE", "with \"1\", a panic writes the calls that led to it"),
+        ("RUST_LOG", "levels of messages if --log-level is not given, such as \"info\""),
+        ("RUST_BACKTRACE", "if \"1\", a panic prints a backtrace"),
         ("STRATISD_SIM_RUN_DIR", "with --sim: the directory in place of /run"),
     ],
     see_also: &["stratis-min(8)", "stratisd(8)", "bootup(7)"],

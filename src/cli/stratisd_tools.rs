@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use super::{Example, ManualPage};
 
-/// Look at what stratisd has written, and at what could keep it from working
+/// Examine the metadata of pools, and find what could keep stratisd from working
 ///
 /// A command can also be called by its own name, through a link to this program:
 /// stratis-dumpmetadata, stratis-checkmetadata, stratis-printmetadata, stratis-legacy-pool,
@@ -23,7 +23,7 @@ pub struct Tools {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Tool {
-    /// Show what a device holds of a pool
+    /// Show the pool metadata on a device
     #[command(name = "stratis-dumpmetadata", visible_alias = "dumpmetadata")]
     Dump(DumpMetadata),
     /// Check pool metadata against itself
@@ -32,7 +32,7 @@ pub enum Tool {
     /// Show how a pool uses its devices
     #[command(name = "stratis-printmetadata", visible_alias = "printmetadata")]
     Print(PrintMetadata),
-    /// Make a pool of version 1, for tests
+    /// Create a pool of version 1, for tests
     #[command(name = "stratis-legacy-pool", visible_alias = "legacy-pool")]
     LegacyPool(LegacyPool),
     /// Find what would keep this system from booting or from starting its pools
@@ -67,7 +67,7 @@ pub enum DumpPart {
 
 /// Check pool metadata of version 2 against itself
 ///
-/// Prints nothing if all is well, and otherwise every finding.
+/// Prints every finding, and nothing if the metadata is sound.
 #[derive(Debug, Parser)]
 #[command(name = "stratis-checkmetadata", display_name = "stratis-checkmetadata", version)]
 pub struct CheckMetadata {
@@ -85,9 +85,9 @@ pub struct PrintMetadata {
     pub file: PathBuf,
 }
 
-/// Make a pool of version 1, as stratisd did up to version 3.7, for tests only
+/// Create a pool of version 1, as stratisd did up to version 3.7, for tests only
 ///
-/// The contents of the devices are lost. The pool stays set up; stratisd takes it over.
+/// This erases the devices. The pool stays set up; stratisd takes it over.
 #[derive(Debug, Parser)]
 #[command(name = "stratis-legacy-pool", display_name = "stratis-legacy-pool", version)]
 pub struct LegacyPool {
@@ -134,16 +134,16 @@ pub enum ClevisPin {
 
 /// Find what would keep this system from booting or from starting its pools
 ///
-/// It changes nothing and needs no running daemon. It says what it cannot examine; as root it can
-/// examine everything. docs/doctor.md describes the checks, and the output for scripts.
+/// The doctor changes nothing and needs no running daemon. It lists what it cannot examine; as root
+/// it can examine everything. docs/doctor.md describes the checks and the output for scripts.
 #[derive(Debug, Parser)]
 #[command(name = "stratis-doctor", display_name = "stratis-doctor", version)]
 pub struct Doctor {
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,
-    /// Examine the system whose root is in this folder. What only the running system knows (the
-    /// daemon, keys, servers, states of units) is then left out
+    /// Examine the system whose root is in this folder. Checks that need the running system (the
+    /// daemon, keys, servers, states of units) are left out
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
     /// Examine this device or image instead of the devices of the system; may be given several
@@ -154,10 +154,10 @@ pub struct Doctor {
 
 const RUST_LOG: (&str, &str) = ("RUST_LOG", "lowest level of messages to write to standard error; default: error");
 
-/// What the page of `stratisd-tools` says beside the options.
+/// The sections of the page of `stratisd-tools` beside the options.
 pub static PAGE: ManualPage = ManualPage {
     examples: &[
-        Example { about: "Why does a pool not start?", command: "stratisd-tools doctor" },
+        Example { about: "Find out why a pool does not start:", command: "stratisd-tools doctor" },
         Example {
             about: "Check the metadata of a pool:",
             command: "stratisd-tools dumpmetadata --only pool /dev/sdb > pool.json\n\
@@ -166,7 +166,7 @@ pub static PAGE: ManualPage = ManualPage {
     ],
     exit_status: &[
         ("0", "success"),
-        ("1", "the command has failed or found something; standard error says what"),
+        ("1", "the command failed or found something; standard error says what"),
         ("2", "wrong usage"),
     ],
     files: &[],
@@ -174,15 +174,15 @@ pub static PAGE: ManualPage = ManualPage {
     see_also: &["stratisd(8)", "stratis-dumpmetadata(8)", "stratis-doctor(8)"],
 };
 
-/// What the page of `stratis-dumpmetadata` says beside the options.
+/// The sections of the page of `stratis-dumpmetadata` beside the options.
 pub static DUMP_PAGE: ManualPage = ManualPage {
     examples: &[Example {
-        about: "The metadata of the pool to which a disk belongs, as JSON:",
+        about: "Print the metadata of the pool of a disk, as JSON:",
         command: "stratis-dumpmetadata --only pool /dev/sdb",
     }],
     exit_status: &[
         ("0", "the dump is complete"),
-        ("1", "the device cannot be read, or is none of a pool; standard error says why"),
+        ("1", "the device cannot be read or belongs to no pool; standard error says why"),
         ("2", "wrong usage"),
     ],
     files: &[],
@@ -190,7 +190,7 @@ pub static DUMP_PAGE: ManualPage = ManualPage {
     see_also: &["stratisd(8)", "stratisd-tools(8)"],
 };
 
-/// What the page of `stratis-doctor` says beside the options.
+/// The sections of the page of `stratis-doctor` beside the options.
 pub static DOCTOR_PAGE: ManualPage = ManualPage {
     examples: &[
         Example { about: "Examine this system:", command: "stratis-doctor" },
@@ -202,7 +202,7 @@ pub static DOCTOR_PAGE: ManualPage = ManualPage {
     exit_status: &[
         ("0", "nothing was found"),
         ("1", "there are warnings"),
-        ("2", "there are problems, with which something will not boot or not start; or wrong usage"),
+        ("2", "there are problems: the system will not boot, or a pool will not start; or wrong usage"),
         ("3", "nothing was found, but something could not be examined"),
     ],
     files: &[],

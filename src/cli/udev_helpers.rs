@@ -1,5 +1,5 @@
-//! The usage of the two programs that the udev rules run. They are small and use no parser; their
-//! pages are made from these definitions like those of the others.
+//! The usage of the two programs that the udev rules run. They are small and do not use the parser;
+//! these definitions are the source of their manual pages.
 
 use clap::{Arg, Command};
 
@@ -12,7 +12,7 @@ pub(super) fn base32_decode() -> Command {
             "The udev rules of stratisd run this program. The kernel passes only letters and digits from a \
              synthetic event to udev, so names of pools and filesystems are encoded.\n\n\
              The program prints KEY=TEXT, where TEXT is what ENCODED stands for. It prints nothing if ENCODED is \
-             no base32 of a text in UTF-8.",
+             not base32 of UTF-8 text.",
         )
         .disable_help_flag(true)
         .arg(Arg::new("KEY").required(true).help("Name of the property"))
@@ -21,10 +21,10 @@ pub(super) fn base32_decode() -> Command {
 
 pub(super) static BASE32_DECODE_PAGE: ManualPage = ManualPage {
     examples: &[super::Example {
-        about: "Prints STRATIS_POOL_NAME=p1:",
+        about: "Print STRATIS_POOL_NAME=p1:",
         command: "/usr/lib/udev/stratis-base32-decode STRATIS_POOL_NAME OAYQ",
     }],
-    exit_status: &[("0", "the text was printed"), ("1", "an argument is missing or no base32; nothing was printed")],
+    exit_status: &[("0", "the text was printed"), ("1", "an argument is missing or not base32; nothing was printed")],
     files: &[("/usr/lib/udev/rules.d/61-stratisd.rules", "the rules that run the program")],
     environment: &[],
     see_also: &["stratisd(8)", "stratis-str-cmp(8)", "udev(7)"],
@@ -44,7 +44,7 @@ pub(super) fn str_cmp() -> Command {
 }
 
 pub(super) static STR_CMP_PAGE: ManualPage = ManualPage {
-    examples: &[super::Example { about: "Prints 1:", command: "/usr/lib/udev/stratis-str-cmp one other" }],
+    examples: &[super::Example { about: "Print 1:", command: "/usr/lib/udev/stratis-str-cmp one other" }],
     exit_status: &[("0", "the texts were compared; the output is the answer"), ("1", "an argument is missing")],
     files: &[("/usr/lib/udev/rules.d/61-stratisd.rules", "the rules that run the program")],
     environment: &[],

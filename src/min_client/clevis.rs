@@ -1,14 +1,14 @@
-//! What `--clevis-infos` takes: words in one argument, such as `pin=tang tang_url=http://tang
-//! trust_url`. Some texts of its errors are known to scripts.
+//! The argument of `--clevis-infos`: words such as `pin=tang tang_url=http://tang trust_url`.
+//! Scripts know some of the error texts.
 
 use std::{collections::BTreeMap, num::ParseIntError};
 
 use serde_json::{Value, json};
 
-/// The member of a configuration that trusts a Tang server without a check.
+/// The member of a configuration by which Clevis trusts a Tang server without checking its key.
 const TRUST_URL: &str = "stratis:tang:trust_url";
 
-/// Why such an argument is refused.
+/// Why the argument is refused.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ClevisInfoError {
@@ -49,7 +49,7 @@ pub fn tang(url: &str, thumbprint: Option<&str>, trust_url: bool) -> Value {
 /// The token slot, the pin and its configuration.
 ///
 /// # Errors
-/// The text is none of these, or lacks something.
+/// A word is unknown, or one is missing.
 pub fn parse(text: &str) -> Result<(Option<u32>, String, Value), ClevisInfoError> {
     let mut items: BTreeMap<&str, Option<&str>> = text
         .split_whitespace()

@@ -1,7 +1,7 @@
-//! What `stratis-min` does: it makes a request of its command line, asks the daemon, and prints the
-//! answer (`docs/spec/tools/min.md` §7).
+//! The work of `stratis-min`: turns its command line into a request, sends the request to the
+//! daemon, and prints the answer (`docs/spec/tools/min.md` §7).
 //!
-//! Must never know: the engine, and how requests travel.
+//! Must never know: the engine, and how requests are sent.
 
 mod clevis;
 mod prompt;
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Why a command failed. The texts of some are known to scripts.
+/// Why a command failed. Scripts know some of the texts.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum MinClientError {
@@ -56,7 +56,7 @@ pub enum MinClientError {
     Prompt(#[from] prompt::PromptError),
     #[error("cannot open the key file {}", path.display())]
     KeyFile { path: PathBuf, source: io::Error },
-    #[error("cannot make a path to the current directory")]
+    #[error("cannot make a path absolute")]
     Path(#[source] io::Error),
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -66,8 +66,7 @@ pub enum MinClientError {
 
 type Result<T> = std::result::Result<T, MinClientError>;
 
-/// Where the descriptor of a request comes from. Both ends of a pipe are kept until the answer has
-/// come.
+/// The descriptor of a request. Both ends of a pipe stay open until the answer has arrived.
 enum KeyDescriptor {
     File(fs::File),
     Pipe { read: OwnedFd, _write: OwnedFd },
@@ -82,7 +81,7 @@ impl AsFd for KeyDescriptor {
     }
 }
 
-/// Does what the command line asks for, and prints the answer.
+/// Runs the command and prints the answer.
 ///
 /// # Errors
 /// The request was refused, had no effect, or could not be made.
@@ -180,7 +179,7 @@ fn id(PoolArgument { is_name, id }: PoolArgument) -> Result<PoolId> {
     Ok(if is_name { PoolId::Name(id) } else { PoolId::Uuid(id.parse()?) })
 }
 
-/// The daemon has another current directory.
+/// Makes a path absolute, since the daemon has another current directory.
 fn absolute(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     paths.iter().map(|path| std::path::absolute(path).map_err(MinClientError::Path)).collect()
 }
@@ -248,7 +247,7 @@ fn piped(passphrase: &[u8]) -> Result<KeyDescriptor> {
 
 // ---- from the answer to the output ----
 
-/// What a command prints, or why it failed. The answer must be one to the request.
+/// What a command prints, or why it failed. The answer must belong to the request.
 fn output(request: &RpcRequest, answer: RpcAnswer) -> Result<String> {
     let changed = |result: bool, code, text| match refused(code, text) {
         Ok(()) if result => Ok(String::new()),

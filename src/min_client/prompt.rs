@@ -1,6 +1,6 @@
-//! Asks for a passphrase: one line of standard input, without echo if that is a terminal. The bytes
-//! are wiped when they are not needed any more. A signal that ends the program during a prompt
-//! switches the echo on again.
+//! Asks for a passphrase: reads one line of standard input, without echo if that is a terminal. The
+//! bytes are wiped when they are no longer needed. If a signal ends the program during a prompt,
+//! the echo is switched on first.
 //!
 //! Must never know: what the passphrase is for.
 
@@ -25,10 +25,10 @@ use signal_hook::{
 };
 use zeroize::Zeroizing;
 
-/// Longest line. A key has at most 64 bytes, but the daemon says so itself.
+/// Longest line. A key has at most 64 bytes; the daemon refuses longer ones.
 const LINE_BYTES_MAX: usize = 4096;
 
-/// Why there is no passphrase. Some texts are known to scripts.
+/// Why there is no passphrase. Scripts know some of the texts.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum PromptError {
@@ -59,7 +59,7 @@ pub fn once() -> Result<PassphraseLine, PromptError> {
 /// Asks twice, and compares.
 ///
 /// # Errors
-/// The lines differ, or are as in [`once`].
+/// The lines differ, or [`once`] would fail.
 pub fn twice() -> Result<PassphraseLine, PromptError> {
     let first = ask("Enter passphrase followed by return: ")?;
     let second = ask("Verify passphrase: ")?;
@@ -77,9 +77,10 @@ fn ask(prompt: &str) -> Result<PassphraseLine, PromptError> {
     line(quiet.as_ref())
 }
 
-/// Reads a line byte by byte: nothing after it is taken, and no other buffer has its bytes.
+/// Reads a line byte by byte, so that nothing after it is consumed and no other buffer holds its
+/// bytes.
 fn line(quiet: Option<&Quiet>) -> Result<PassphraseLine, PromptError> {
-    // The buffer never grows, which would leave a copy behind.
+    // The buffer never grows: growing would leave a copy behind.
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
     loop {
         if let Some(quiet) = quiet {
@@ -100,7 +101,7 @@ fn line(quiet: Option<&Quiet>) -> Result<PassphraseLine, PromptError> {
 
 /// The signals that end the program.
 struct Endings {
-    /// No prompt is under way: a signal ends the program at once.
+    /// Whether a signal ends the program at once, because no prompt is under way.
     at_once: Arc<AtomicBool>,
     /// Becomes readable when a signal has come during a prompt.
     come: UnixStream,
@@ -108,7 +109,7 @@ struct Endings {
     number: Arc<AtomicUsize>,
 }
 
-/// `None` if the signals cannot be caught. They end the program at once then.
+/// `None` if the signals cannot be caught. Then they end the program at once.
 static ENDINGS: LazyLock<Option<Endings>> = LazyLock::new(|| Endings::catch().ok());
 
 impl Endings {
@@ -128,7 +129,7 @@ impl Endings {
 struct Quiet(Termios);
 
 impl Quiet {
-    /// `None` if standard input is no terminal.
+    /// `None` if standard input is not a terminal.
     fn begin() -> Option<Quiet> {
         let before = tcgetattr(rustix::stdio::stdin()).ok()?;
         let mut quiet = before.clone();
@@ -168,7 +169,7 @@ impl Quiet {
     }
 
     fn restore(&self) {
-        // A terminal that has gone needs no echo.
+        // A terminal that is closed needs no echo.
         let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);
     }
 }

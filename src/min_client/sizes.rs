@@ -1,5 +1,5 @@
-//! Sizes as people read them: the largest unit of which there is at least one, and two decimals,
-//! not rounded up.
+//! Sizes for people, in the largest unit that makes the number at least one, with two decimals,
+//! rounded down.
 
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 

@@ -1,4 +1,5 @@
-//! Lists as tables: columns without a ruler, each three blanks wider than its longest text.
+//! Formats lists as tables: columns without lines between them, each three blanks wider than its
+//! longest text.
 //!
 //! Must never know: where the values come from.
 
