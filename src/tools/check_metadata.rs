@@ -1,5 +1,5 @@
 //! `stratis-checkmetadata`: checks pool metadata against itself (`docs/spec/tools/utilities.md`
-//! §5.1). All findings are collected, except those that make the tables impossible.
+//! §5.1). It collects all findings. If no tables can be made, it stops at the first.
 //!
 //! This module must never depend on devices: the metadata comes from a file.
 
@@ -17,7 +17,7 @@ use crate::{
 /// Checks the pool metadata in a file.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The findings, if there are any.
 pub fn check_file(path: &Path) -> Result<(), Unsound> {
     let findings = check(&extents::read(path)?);
     if findings.is_empty() { Ok(()) } else { Err(Unsound::Broken(findings)) }

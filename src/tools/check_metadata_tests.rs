@@ -1,4 +1,4 @@
-//! Sound metadata with one damage each: what the check says.
+//! What the check finds in sound metadata with one fault each.
 
 use serde_json::{Value, json};
 

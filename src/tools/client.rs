@@ -1,5 +1,5 @@
-//! Calls to the running daemon, over the system bus, with one bound for all that can take time:
-//! connecting, authentication, registration and the answer.
+//! Calls the running daemon over the system bus. One time limit covers the whole call: connecting,
+//! authentication, registration and the answer.
 //!
 //! This module must never depend on what the answer means.
 
@@ -14,9 +14,9 @@ use threads::group::Group;
 
 use crate::bus::NAME;
 
-/// The object that lists all others, and that reports.
+/// The object that lists all others and returns reports.
 const TOP: &str = "/org/storage/stratis3";
-/// The thread that makes a call.
+/// The name of the thread that makes a call.
 const THREAD: &str = "bus-call";
 
 /// Why a call got no answer.
@@ -33,22 +33,22 @@ pub enum Unanswered {
     /// The call cannot be made.
     #[error("{0}")]
     Call(String),
-    /// Nobody has answered.
+    /// No answer came in time.
     #[error("org.freedesktop.DBus.Error.NoReply: no answer came within {} s", .0.as_secs())]
     Late(Duration),
-    /// The answer is not what it must be.
+    /// The answer has the wrong type.
     #[error("the answer cannot be read: {0}")]
     Answered(String),
 }
 
 impl Unanswered {
-    /// Whether the daemon does not run.
+    /// Whether the cause is that the daemon does not run.
     pub fn is_absent(&self) -> bool {
         let names = ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
         matches!(self, Unanswered::Answer { name, .. } if names.contains(&name.as_str()))
     }
 
-    /// Whether the bus does not allow this user to make the call.
+    /// Whether the cause is that the bus does not allow this user to make the call.
     pub fn is_denied(&self) -> bool {
         matches!(self, Unanswered::Answer { name, .. } if name == "org.freedesktop.DBus.Error.AccessDenied")
     }
@@ -75,12 +75,12 @@ pub fn call<T: Send + 'static>(
 ) -> Result<T, Unanswered> {
     let (answers, answered) = bounded(1);
     let work = move || {
-        // The caller may have given up.
+        // The caller may no longer wait.
         let _ =
             answers.send(ask(interface, member, limit).and_then(|reply| read(&reply).map_err(Unanswered::Answered)));
     };
-    // libdbus connects and authenticates without a limit, so a thread does it that may be left
-    // behind: the program ends soon.
+    // libdbus connects and authenticates without a time limit, so a separate thread makes the call.
+    // The program ends soon, so the thread may be left behind.
     Group::new(&[THREAD]).spawn_transient(THREAD, work).map_err(|error| Unanswered::Call(error.to_string()))?;
     answered.recv_timeout(limit).map_err(|error| match error {
         RecvTimeoutError::Timeout => Unanswered::Late(limit),

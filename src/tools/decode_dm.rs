@@ -1,4 +1,4 @@
-//! `stratis-decode-dm`: the names of a filesystem by its device-mapper path
+//! `stratis-decode-dm`: prints the name, pool or link of a filesystem, given its device-mapper path
 //! (`docs/spec/tools/utilities.md` §3). Other programs run it and read its output.
 //!
 //! The names come from the daemon: the path holds UUIDs only. This module must never depend on a
@@ -21,7 +21,7 @@ use crate::{
     tools::client::{self, Unanswered},
 };
 
-/// The daemon must answer within this time. It lists from its published state, without a wait.
+/// The time limit of the daemon's answer, which comes from the published state without a wait.
 pub const LIMIT: Duration = Duration::from_secs(20);
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 const POOL: &str = "org.storage.stratis3.pool.r";

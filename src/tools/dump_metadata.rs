@@ -1,7 +1,8 @@
-//! `stratis-dumpmetadata`: what a device holds of a pool (`docs/spec/tools/utilities.md` §4).
+//! `stratis-dumpmetadata`: prints the pool metadata on a device (`docs/spec/tools/utilities.md`
+//! §4).
 //!
-//! The output without `--only` is for people. It has the form of the existing program, in which
-//! values stand in the names of their types. This module must never write to the device.
+//! The output without `--only` is for people. It has the form of the existing program, which prints
+//! each value within the name of its type. This module must never write to the device.
 
 use std::{
     fmt::{self, Debug, Write as _},
@@ -57,11 +58,11 @@ pub enum NoDump {
     Json(serde_json::Error),
 }
 
-/// The text of a dump, and why it ends there.
+/// The text of a dump, and whether it is complete.
 pub struct Dumped {
-    /// What can be said of the device.
+    /// The part that could be read.
     pub text: String,
-    /// `Err` if the rest cannot be read.
+    /// `Err` if the rest could not be read.
     pub end: Result<(), NoDump>,
 }
 
@@ -144,7 +145,7 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// A value in the name of its type, as in `Sectors(8)`.
+/// A value within the name of its type, as in `Sectors(8)`.
 struct InType<T>(&'static str, T);
 
 impl<T: Debug> Debug for InType<T> {
@@ -162,7 +163,7 @@ impl Debug for OnOneLine {
     }
 }
 
-/// A point in time, or its numbers if no calendar has it.
+/// A point in time, or its numbers if it is outside the calendar.
 struct ShownTime(Timestamp);
 
 impl Debug for ShownTime {

@@ -1,6 +1,5 @@
-//! What pool metadata says about the use of each device, as one table of extents for each
-//! (`docs/spec/tools/utilities.md` §5). Two programs share the tables: one checks them, the other
-//! prints them.
+//! Tables of extents: how a pool uses each of its devices, according to its metadata
+//! (`docs/spec/tools/utilities.md` §5). One program checks the tables, another prints them.
 //!
 //! This module must never depend on devices: the metadata comes from a file.
 
@@ -20,7 +19,7 @@ use crate::{
 
 /// Space for Stratis' own metadata at the start of each device.
 const DEVICE_METADATA: Segment = Segment::new(Sectors::ZERO, Sectors(8192));
-/// The longest file that is read: longer than any metadata area.
+/// The size limit of a file, which is larger than any metadata area.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Why a file is not pool metadata, or which checks it fails.
@@ -80,7 +79,7 @@ impl ExtentTable {
         Ok(ExtentTable { offset, extents: table })
     }
 
-    /// What overlaps.
+    /// Extents that overlap, as sentences.
     pub fn overlaps(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut end = self.offset;
@@ -126,9 +125,9 @@ pub struct ExtentTables {
     pub cache: Vec<(DevUuid, ExtentTable)>,
     /// Of the space for a LUKS2 header.
     pub crypt: ExtentTable,
-    /// Of the cap device, with what is handed out of it.
+    /// Of the cap device, with the ranges that are allocated from it.
     pub cap: ExtentTable,
-    /// Of the cap device, with its use.
+    /// Of the flex devices, with the use of each range.
     pub flex: ExtentTable,
 }
 
@@ -136,7 +135,8 @@ impl ExtentTables {
     /// Makes the tables.
     ///
     /// # Errors
-    /// If the metadata names a device twice or not at all, or two extents begin at one sector.
+    /// If the metadata lists a device twice or allocates from a device that it does not list, or
+    /// two extents begin at the same sector.
     pub fn new(pool: &PoolMetadata) -> Result<ExtentTables, String> {
         let allocated = |usage: &'static str| move |range: &Segment| Extent { range: *range, usage };
         let offset = if pool.is_encrypted() { Sectors::ZERO } else { CRYPT_RESERVATION };
@@ -151,7 +151,7 @@ impl ExtentTables {
         let cap = &pool.backstore.cap;
         Ok(ExtentTables {
             data: of_tier(&pool.backstore.data_tier, &["allocated"])?,
-            // Blocks come first in the metadata, then the cache's own metadata.
+            // The metadata lists the cache blocks first, then the metadata of the cache.
             cache: pool
                 .backstore
                 .cache_tier

@@ -1,6 +1,6 @@
-//! A block device or an image of one, for reading only.
+//! A block device or an image of one, opened read-only.
 //!
-//! This module must never write, and must never wait for something that is neither a block device
+//! This module must never write, and must never block on something that is neither a block device
 //! nor a file.
 
 use std::{
@@ -25,7 +25,7 @@ impl Image {
     /// Opens a device or image.
     ///
     /// # Errors
-    /// If there is none, or it is neither a block device nor a file.
+    /// If it does not exist, or is neither a block device nor a file.
     pub fn open(path: &Path) -> io::Result<Image> {
         let kind = fs::metadata(path)?.file_type();
         if !kind.is_block_device() && !kind.is_file() {
@@ -41,9 +41,9 @@ impl Image {
     /// Reads `length` bytes at `offset`.
     ///
     /// # Errors
-    /// Also if the image ends before.
+    /// If reading fails, or the image ends before the range does.
     pub fn bytes(&self, offset: u64, length: usize) -> platform::Result<Vec<u8>> {
-        // A forged length must not decide how much memory is taken.
+        // The length may be forged, so it must not decide how much memory is allocated.
         let end = offset.checked_add(length as u64).ok_or_else(|| self.past_end())?;
         if self.file.metadata().is_ok_and(|found| found.is_file() && found.len() < end) {
             return Err(self.past_end());

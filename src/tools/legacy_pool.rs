@@ -1,8 +1,8 @@
-//! `stratis-legacy-pool`: makes a pool of version 1, for tests of what takes such pools over
-//! (`docs/spec/tools/utilities.md` §6).
+//! `stratis-legacy-pool`: creates a pool of version 1, for tests of programs that take such pools
+//! over (`docs/spec/tools/utilities.md` §6).
 //!
-//! It runs the engine's operation itself, one step after the other, without a daemon. This module
-//! must never decide how a pool is made.
+//! It runs the operation of the engine itself, one step after the other, without a daemon. This
+//! module must never decide how a pool is created.
 
 use std::{
     io::{self, BufRead, Write},
@@ -36,7 +36,7 @@ use crate::{
 const WARNING: &str = "This program makes a pool with the metadata of stratisd 3.7, for tests only. Do not use the pool \
                        in production. The contents of the devices will be lost.";
 
-/// Why there is no new pool.
+/// Why no pool was created.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum NoPool {
@@ -48,18 +48,19 @@ pub enum NoPool {
     Encryption(#[from] EncryptionError),
     #[error("cannot prepare this machine")]
     Machine(#[from] platform::Error),
-    #[error("cannot make the pool")]
+    #[error("cannot create the pool")]
     Engine(#[source] engine::Error),
     #[error("cannot ask for confirmation")]
     Terminal(#[from] io::Error),
-    #[error("a request waits for another one, but there is none")]
+    #[error("the operation waits for another request, but there is none; please report it")]
     Waits,
 }
 
-/// Asks for confirmation, and makes the pool on this machine. Without confirmation nothing happens.
+/// Asks for confirmation, and creates the pool on this machine. Without confirmation it changes
+/// nothing.
 ///
 /// # Errors
-/// If the pool cannot be made. Nothing is left of it then.
+/// If the pool cannot be created. Then nothing of it is left.
 pub fn run(arguments: &LegacyPool) -> Result<(), NoPool> {
     let new = new_pool(arguments)?;
     if !confirmed(&mut io::stdin().lock(), &mut io::stdout())? {
@@ -80,7 +81,7 @@ fn confirmed(answers: &mut impl BufRead, prompt: &mut impl Write) -> io::Result<
     Ok(["y", "Y", "yes", "Yes"].contains(&answer.trim_end_matches(['\n', '\r'])))
 }
 
-/// What is asked for. Paths are made absolute.
+/// The pool to create. Paths are made absolute.
 fn new_pool(arguments: &LegacyPool) -> Result<NewPool, NoPool> {
     let mut bindings = Vec::new();
     if let Some(description) = &arguments.key_desc {
@@ -113,14 +114,14 @@ fn new_pool(arguments: &LegacyPool) -> Result<NewPool, NoPool> {
 /// Makes a pool.
 ///
 /// # Errors
-/// If it cannot be made. Nothing is left of it then.
+/// If it cannot be created. Then nothing of it is left.
 pub fn make(platform: Arc<dyn Platform>, new: NewPool) -> Result<(), NoPool> {
     let engine = Engine::new(platform);
     let mut pools = OnePool::default();
     pools.run(&engine, ops::create_pool(new))?.map(drop).map_err(NoPool::Engine)
 }
 
-/// The table of a machine on which nothing but the new pool is known.
+/// A table of pools that has only the new pool.
 #[derive(Default)]
 struct OnePool(Option<Pool>);
 
@@ -138,7 +139,7 @@ impl OnePool {
                     join(engine, results)
                 }
                 Step::Locked(Access::Table(_), step) => step(engine, Granted::Table(self)),
-                // Before it is made the pool cannot be asked for, and nothing comes after that.
+                // No step asks for the pool: it is in the table only when the operation ends.
                 Step::Locked(Access::Pool(..), step) => step(engine, Granted::NoPool),
                 Step::Parked(..) => return Err(NoPool::Waits),
             };

@@ -1,4 +1,4 @@
-//! Programs beside the daemon: each module is one of them, with its arguments as values.
+//! Programs beside the daemon. Each module is one program, with its arguments as values.
 //!
 //! They read devices, files and the bus, and return what is to be printed. Only [`legacy_pool`]
 //! changes anything. This room must never depend on the daemon's threads or its side of the bus.

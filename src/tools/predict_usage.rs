@@ -1,4 +1,4 @@
-//! `stratis-predict-usage`: how much space a pool or filesystem will use
+//! `stratis-predict-usage`: predicts how much space a pool or filesystem will use
 //! (`docs/spec/tools/utilities.md` §2). The space of a pool is what the engine plans
 //! ([`prediction`]).
 //!
@@ -56,7 +56,7 @@ const OVERHEAD: [u128; 27] = [
 /// The power of two of the first entry of [`OVERHEAD`].
 const FIRST_POWER: u32 = 29;
 
-/// Why there is no prediction. The program prints the form of the variants, since scripts know it.
+/// Why there is no prediction. The program prints the `Debug` form, since scripts know it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unpredictable {
     /// There can be no such pool or filesystem.
@@ -125,7 +125,7 @@ fn filesystems(filesystem_bytes: &[u128], whole: bool) -> Result<u128, Unpredict
         true => *size,
         false => OVERHEAD[(size.ilog2() + 1 - FIRST_POWER) as usize],
     };
-    // At most 2^55 for each, and there is not memory for 2^72 arguments.
+    // Each is at most 2^55, and 2^72 arguments do not fit into memory.
     Ok(filesystem_bytes.iter().map(taken).sum())
 }
 

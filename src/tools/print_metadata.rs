@@ -14,7 +14,7 @@ use crate::{
     engine::metadata::{IntegritySpec, PoolMetadata, TagSpec},
 };
 
-/// The text about the pool metadata in a file.
+/// Describes the pool metadata in a file.
 ///
 /// # Errors
 /// If the file is not pool metadata, or its allocations name a device that it does not list.
@@ -22,7 +22,7 @@ pub fn print_file(path: &Path) -> Result<String, Unsound> {
     print(&extents::read(path)?).map_err(|broken| Unsound::Broken(vec![broken]))
 }
 
-/// The text about pool metadata of version 2.
+/// Describes pool metadata of version 2.
 ///
 /// # Errors
 /// If its allocations name a device that it does not list.

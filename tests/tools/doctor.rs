@@ -208,7 +208,7 @@ fn a_root_on_stratis_needs_its_parameter() {
     assert!(patient.report().left_out().iter().any(|left| left.id == "initramfs-incomplete"), "no image can be listed");
     patient.put("/etc/default/grub", &format!("GRUB_CMDLINE_LINUX=\"stratis.rootfs.pool_uuid={UUID}\"\n"));
     assert!(ids(&patient).is_empty());
-    // What is no image is said, not judged.
+    // A file that is not an image is reported as not examined.
     patient.put("/boot/initrd.img-6.1.0", "no image");
     let left = patient.report();
     assert!(left.left_out().iter().any(|left| left.why.contains("/boot/initrd.img-6.1.0")), "{}", left.text());

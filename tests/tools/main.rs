@@ -1,6 +1,6 @@
 //! The programs beside the daemon, run as users and other programs run them: the examples of
-//! `docs/spec/tools/utilities.md`, and what they say of pools that the engine makes on the
-//! simulated machine.
+//! `docs/spec/tools/utilities.md`, and their output on pools that the engine makes on the simulated
+//! machine.
 
 // A failed unwrap shows where a test stopped. Clippy allows it only in functions marked as tests,
 // not in their helpers.

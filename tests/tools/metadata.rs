@@ -150,7 +150,7 @@ fn the_documented_dump_is_reproduced() {
 }
 
 #[test]
-fn a_link_is_called_like_the_command() {
+fn links_run_the_command_they_name() {
     let folder = tempfile::tempdir().unwrap();
     let link = folder.path().join("stratis-dumpmetadata");
     std::os::unix::fs::symlink(TOOLS, &link).unwrap();
@@ -324,7 +324,7 @@ Allocations from flex device:
 }
 
 #[test]
-fn what_is_no_metadata_is_refused() {
+fn other_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     for command in ["checkmetadata", "printmetadata"] {
@@ -348,7 +348,7 @@ fn what_is_no_metadata_is_refused() {
     assert!(said.stderr.starts_with("Error: No allocations for crypt metadata"), "{said:?}");
 }
 
-/// An operation of a random history. Many of them are refused, which is as good.
+/// An operation of a random history. Refused operations are part of it.
 #[derive(Debug, Clone, Copy)]
 enum Change {
     Filesystem,

@@ -1,5 +1,4 @@
-//! `stratis-predict-usage`: the examples of the specification, and the comparison with what the
-//! engine does.
+//! `stratis-predict-usage`: the examples of the specification, and a comparison with the engine.
 
 use std::path::{Path, PathBuf};
 
@@ -126,7 +125,7 @@ fn impossible_pools_are_refused() {
     // The engine takes no such device, however large the others are.
     let small = said("pool --device-size 1073741312 --device-size 10737418240").unwrap_err();
     assert!(small.starts_with("PredictError(\"Some device sizes too small: stratisd takes no device of"), "{small}");
-    // The program's own complaint, about a pool smaller than a block.
+    // thin_metadata_size refuses a pool that is smaller than a block.
     let tool = said("pool --device-size 159383552").unwrap_err();
     assert!(tool.starts_with("Msg(\"thin_metadata_size failed: "), "{tool}");
     let large = said(&format!("pool --device-size {} --device-size {}", u128::MAX, 1_u64 << 40)).unwrap_err();

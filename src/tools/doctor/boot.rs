@@ -1,5 +1,5 @@
-//! What the boot needs: options of the lines of fstab that name Stratis filesystems, and, if the
-//! root filesystem is one, the kernel's command line and the contents of the initramfs
+//! What the boot needs: the options of Stratis filesystems in fstab, and, if the root filesystem is
+//! one, the kernel command line and the contents of the initramfs
 //! (`docs/spec/tools/system-integration.md` §3.3, 3.4, 4).
 //!
 //! This module must never look at a device.
@@ -65,7 +65,7 @@ pub(super) fn read_fstab(system: &System, report: &mut Diagnosis) -> Vec<FstabLi
         Ok(text) => parse_fstab(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
-            report.unexamined("fstab-option-missing", format!("{FSTAB} cannot be read: {error}"));
+            report.unexamined("fstab-option-missing", format!("cannot read {FSTAB}: {error}"));
             Vec::new()
         }
     }
@@ -97,7 +97,7 @@ pub(super) fn check(system: &System, fstab: &[FstabLine], report: &mut Diagnosis
             report.problem(
                 "kernel-parameter-missing",
                 format!("The root filesystem is on a pool, but no kernel command line has {PARAMETER}UUID"),
-                "the initramfs starts no pool without it, and the boot ends in its emergency shell",
+                "without it the initramfs starts no pool, and the boot ends in the emergency shell",
                 format!("add {PARAMETER}UUID to the kernel command line, and update the boot loader"),
             );
         }
@@ -113,9 +113,9 @@ fn check_line(line: &FstabLine, report: &mut Diagnosis) {
         report.problem(
             "fstab-option-missing",
             format!("{place} has no option {REQUIRES}{SETUP}POOLUUID.service"),
-            "local-fs.target waits for the mount, and stratisd starts only after it: the boot ends in emergency mode",
+            "local-fs.target waits for the mount, but stratisd starts later: the boot ends in emergency mode",
             format!(
-                "add the option {REQUIRES}{SETUP}POOLUUID.service, or nofail if the boot may go on without the mount"
+                "add the option {REQUIRES}{SETUP}POOLUUID.service, or nofail if the boot may continue without the mount"
             ),
         );
     }
@@ -135,7 +135,7 @@ fn check_line(line: &FstabLine, report: &mut Diagnosis) {
             report.problem(
                 "fstab-option-wrong",
                 format!("{place} waits for the network but has no option _netdev"),
-                "systemd finds an ordering cycle, and drops a part of the boot to break it",
+                "systemd finds an ordering cycle, and drops jobs of the boot to break it",
                 "add the option _netdev",
             );
         }
@@ -206,7 +206,7 @@ fn check_listing(image: &str, listing: &str, report: &mut Diagnosis) {
             "initramfs-incomplete",
             format!("The initramfs /boot/{image} has no {}", missing.join(", ")),
             "the root filesystem is on a pool, which this initramfs cannot start",
-            "install the initramfs part of stratisd, and make the image again (update-initramfs -u, or dracut --force)",
+            "install the initramfs part of stratisd, and rebuild the image (update-initramfs -u, or dracut --force)",
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Lines of fstab, kernel command lines and listings of images: what the doctor says of each.
+//! What the doctor finds in lines of fstab, kernel command lines and listings of images.
 
 use super::*;
 

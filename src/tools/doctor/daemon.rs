@@ -1,4 +1,4 @@
-//! What the running daemon reports of its pools.
+//! What the running daemon reports about its pools.
 //!
 //! This module must never depend on devices: the report is a text.
 
@@ -38,7 +38,7 @@ pub(super) fn check(system: &System, report: &mut Diagnosis) -> Option<ReportedP
         Ok(text) => match serde_json::from_str(&text) {
             Ok(state) => return Some(check_report(&state, report)),
             Err(error) => {
-                report.unexamined("pool-restricted", format!("the report of the daemon cannot be read: {error}"))
+                report.unexamined("pool-restricted", format!("cannot read the report of the daemon: {error}"))
             }
         },
         Err(error) if error.is_denied() => {
@@ -50,7 +50,7 @@ pub(super) fn check(system: &System, report: &mut Diagnosis) -> Option<ReportedP
             "pools are not started, watched or extended",
             "systemctl start stratisd.service",
         ),
-        Err(error) => report.unexamined("pool-restricted", format!("the daemon cannot be asked: {error}")),
+        Err(error) => report.unexamined("pool-restricted", format!("cannot ask the daemon: {error}")),
     }
     None
 }
@@ -75,7 +75,7 @@ pub(super) fn check_report(state: &Value, report: &mut Diagnosis) -> ReportedPoo
             report.problem(
                 "pool-restricted",
                 format!("Pool {name} is restricted: {reason}"),
-                "it is not changed, or not extended when it grows full",
+                "stratisd does not change it, or does not extend it when it fills up",
                 format!("stop and start the pool, which checks it: stratis pool stop --name {name}"),
             );
         }
@@ -95,7 +95,7 @@ pub(super) fn check_report(state: &Value, report: &mut Diagnosis) -> ReportedPoo
             report.warning(
                 "reencryption-stopped",
                 format!("The re-encryption of pool {name} has stopped: {error}"),
-                "a part of the data is still in its former form",
+                "the job has not reached a part of the data yet",
                 "remove the cause; the job resumes when the pool is started again",
             );
         }

@@ -1,5 +1,5 @@
-//! What the devices themselves say: signature blocks, metadata, and which of them belong together.
-//! It needs no daemon.
+//! What the devices contain: signature blocks, metadata, and which devices belong together. These
+//! checks need no daemon.
 //!
 //! This module must never write to a device, and must not wait for one that does not answer.
 
@@ -48,15 +48,16 @@ pub(super) struct DeviceEvidence {
     pub(super) pool: Option<PoolUuid>,
     /// Name of the pool, where it is known.
     pub(super) pool_name: Option<String>,
-    /// The ways to unlock the pool that the device says.
+    /// The unlock methods in its LUKS2 header.
     pub(super) locks: UnlockWays,
     device: Option<DevUuid>,
     version: Option<MetadataVersion>,
-    /// It is a LUKS device, and the signature block lies inside.
+    /// It is a LUKS device, and the signature block is inside.
     is_outer: bool,
     is_uncommitted: bool,
     metadata: Option<(Timestamp, PoolMetadata)>,
-    /// What is wrong with it: name of the check, whether only one copy is, and a sentence.
+    /// What is wrong with it: the name of the check, whether only one copy is wrong, and a
+    /// sentence.
     faults: Vec<(&'static str, bool, String)>,
 }
 
@@ -70,7 +71,7 @@ pub(super) fn read(system: &System, report: &mut Diagnosis) -> Vec<DeviceEvidenc
             Err(error) => {
                 report.unexamined(
                     "device-missing",
-                    format!("the devices cannot be listed: {}", error_chain::sentence(&error)),
+                    format!("cannot list the devices: {}", error_chain::sentence(&error)),
                 );
                 return Vec::new();
             }
@@ -83,11 +84,11 @@ pub(super) fn read(system: &System, report: &mut Diagnosis) -> Vec<DeviceEvidenc
     for path in &paths {
         let (path, done) = (path.clone(), done.clone());
         let work = move || {
-            // Nobody waits any more after the limit.
+            // After the limit the receiver is gone.
             let _ = done.send((path.clone(), read_device(&path)));
         };
         if let Err(error) = group.spawn_transient(THREAD, work) {
-            report.unexamined("device-missing", format!("no thread reads the devices: {error}"));
+            report.unexamined("device-missing", format!("cannot start a thread to read the devices: {error}"));
         }
     }
     drop(done);
@@ -98,7 +99,7 @@ pub(super) fn read(system: &System, report: &mut Diagnosis) -> Vec<DeviceEvidenc
         awaited.remove(&path);
         match read {
             Ok(device) => found.extend(device),
-            Err(error) => report.unexamined("device-missing", format!("{} cannot be read: {error}", path.display())),
+            Err(error) => report.unexamined("device-missing", format!("cannot read {}: {error}", path.display())),
         }
     }
     for path in awaited {
@@ -210,8 +211,8 @@ pub(super) fn check(devices: &[DeviceEvidence], report: &mut Diagnosis) {
             let what = format!("{}: {what}", device.path.display());
             match one_copy {
                 true => {
-                    let why = "the other copy serves, but if that is lost too the device is lost";
-                    report.warning(id, what, why, "start the pool: stratisd writes the copy again; check the disk");
+                    let why = "stratisd uses the other copy; if that is damaged too, the device is lost";
+                    report.warning(id, what, why, "start the pool: stratisd rewrites the copy; check the disk");
                 }
                 false => {
                     let why = "its pool cannot be started with this device";
@@ -235,7 +236,7 @@ pub(super) fn check(devices: &[DeviceEvidence], report: &mut Diagnosis) {
                 "metadata-damaged",
                 what,
                 "stratisd does not set up the pool",
-                "save the disks, and report this",
+                "keep copies of the disks, and report this",
             );
         }
     }
@@ -251,7 +252,7 @@ pub(super) fn check(devices: &[DeviceEvidence], report: &mut Diagnosis) {
             "identity-duplicate",
             format!("Several pools are named {name}: {}", uuids.join(", ")),
             "only one of them can run at a time",
-            "rename the one that runs, then start the other by its UUID",
+            "rename the running pool, then start the other one by its UUID",
         );
     }
 }
@@ -276,8 +277,8 @@ fn check_identities(pool: &DescribedPool<'_>, report: &mut Diagnosis) {
             let listed: Vec<String> = tops.iter().map(|node| node.display().to_string()).collect();
             report.problem(
                 "identity-duplicate",
-                format!("Device {device} of pool {} is there several times: {}", pool.title(), listed.join(", ")),
-                "stratisd does not start the pool if it cannot tell which one is meant",
+                format!("Device {device} of pool {} was found several times: {}", pool.title(), listed.join(", ")),
+                "stratisd does not start the pool if it cannot tell which one is current",
                 "disconnect the copy, or wipe its signature (wipefs) if it is not needed",
             );
         }
@@ -310,7 +311,7 @@ fn check_members(pool: &DescribedPool<'_>, report: &mut Diagnosis) {
     }
 }
 
-/// Pools that are recorded as stopped. A daemon that runs knows better.
+/// Pools that are recorded as stopped. If a daemon runs, its report counts instead.
 pub(super) fn check_stopped(devices: &[DeviceEvidence], report: &mut Diagnosis) {
     for pool in pools(devices) {
         if let Some(metadata) = pool.metadata.filter(|metadata| !metadata.is_condemned(pool.stamp)) {
@@ -318,7 +319,7 @@ pub(super) fn check_stopped(devices: &[DeviceEvidence], report: &mut Diagnosis) 
                 report.warning(
                     "pool-stopped",
                     format!("Pool {} was stopped", pool.title()),
-                    "stratisd does not start it at boot until it is started by hand",
+                    "stratisd does not start it at boot before it has been started by hand",
                     format!("stratis pool start --name {}", metadata.name),
                 );
             }

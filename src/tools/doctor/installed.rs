@@ -1,5 +1,5 @@
-//! What must be installed: programs, rules of udev, the policy of the bus, parts of the kernel. The
-//! lists come from the platform, which runs and loads what they name.
+//! What must be installed: programs, udev rules, the D-Bus policy, kernel modules. The lists come
+//! from the platform, which uses everything that they name.
 //!
 //! This module must never judge what a program does.
 
@@ -25,7 +25,7 @@ pub(super) fn check(system: &System, devices: &[DeviceEvidence], report: &mut Di
         report.problem(
             "bus-policy-missing",
             format!("The policy {POLICY} of the system bus is not installed"),
-            "the bus refuses the name org.storage.stratis3 to the daemon, and the daemon does not start",
+            "the bus does not let the daemon own the name org.storage.stratis3, so the daemon does not start",
             "install stratisd again",
         );
     }
@@ -59,7 +59,7 @@ fn check_programs(system: &System, devices: &[DeviceEvidence], report: &mut Diag
 }
 
 fn check_udev(system: &System, report: &mut Diagnosis) {
-    let why = "without it no links /dev/stratis/POOL/FILESYSTEM are made, and mounts by these names fail";
+    let why = "without it udev makes no links /dev/stratis/POOL/FILESYSTEM, and mounts by these names fail";
     match system.find_in(&RULES_FOLDERS, RULES) {
         None => {
             report.problem(
@@ -102,7 +102,7 @@ fn check_udev(system: &System, report: &mut Diagnosis) {
     }
 }
 
-/// What is known of the kernel.
+/// What is known about the kernel.
 struct Kernel {
     /// Its release, if it is that of the running system.
     release: String,
@@ -115,7 +115,7 @@ struct Kernel {
 fn check_modules(system: &System, report: &mut Diagnosis) {
     let kernels = kernels(system);
     if kernels.is_empty() {
-        report.unexamined("module-missing", "no kernel is installed in /lib/modules, and none runs");
+        report.unexamined("module-missing", "/lib/modules has no kernel, and this is not the running system");
     }
     for kernel in kernels {
         if kernel.modules.is_empty() && kernel.provided.is_empty() {
@@ -127,7 +127,8 @@ fn check_modules(system: &System, report: &mut Diagnosis) {
             if kernel.modules.contains(name) || kernel.provided.contains(provides) {
                 continue;
             }
-            // A policy has no list of its own. It is part of the target where nothing is a module.
+            // The kernel does not list cache policies. A policy is part of the target if that is
+            // built in.
             if name == "dm_cache_smq" && kernel.provided.contains("cache") {
                 continue;
             }

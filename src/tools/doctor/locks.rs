@@ -17,7 +17,7 @@ use crate::{
 };
 
 const KEYS: &str = "/proc/keys";
-/// curl's own limit, and that of the program around it.
+/// The time limit of curl, and the limit after which curl is killed.
 const TANG_SECONDS: &str = "5";
 const TANG_LIMIT: Duration = Duration::from_secs(8);
 
@@ -44,7 +44,7 @@ pub(super) fn check(
     }
 }
 
-/// A pool that has another way to unlock, or runs, is not in danger.
+/// Whether a pool has another unlock method or runs; then a finding is only a warning.
 fn severity(pool: PoolUuid, others: bool, running: Option<&ReportedPools>) -> Severity {
     let runs = running.is_some_and(|running| running.contains(pool));
     if others || runs { Severity::Warning } else { Severity::Problem }
@@ -60,7 +60,7 @@ fn check_keys(
         return;
     }
     let Some(listed) = system.text(KEYS) else {
-        report.unexamined("key-missing", format!("{KEYS} cannot be read"));
+        report.unexamined("key-missing", format!("cannot read {KEYS}"));
         return;
     };
     let present = present_keys(&listed);
@@ -77,14 +77,14 @@ fn check_keys(
                 "key-missing",
                 severity(*pool, others, running),
                 format!("The key {key} {state}; pool {name} is bound to it"),
-                "stratisd cannot unlock the pool by this key; the keyring is empty after each boot",
+                "stratisd cannot unlock the pool with this key; the keyring is empty after each boot",
                 format!("stratis key set --capture-key {key}"),
             );
         }
     }
 }
 
-/// The keys of Stratis in the kernel's list, each with whether it has expired. A line is `SERIAL
+/// The Stratis keys in the kernel's list, and whether each has expired. A line is `SERIAL
 /// FLAGS USAGE TIMEOUT PERMISSIONS UID GID TYPE DESCRIPTION: SUMMARY`; the description may have
 /// spaces.
 fn present_keys(listed: &str) -> BTreeMap<&str, bool> {
@@ -118,7 +118,7 @@ fn check_servers(pools: &BTreeMap<PoolUuid, (String, UnlockWays)>, report: &mut 
             Ok(Some(ran)) => ran.errors,
             Ok(None) => format!("no answer within {} s", TANG_LIMIT.as_secs()),
             Err(error) => {
-                report.unexamined("tang-unreachable", format!("curl cannot be run to ask {server}: {error}"));
+                report.unexamined("tang-unreachable", format!("cannot run curl to ask {server}: {error}"));
                 continue;
             }
         };
@@ -130,7 +130,7 @@ fn check_servers(pools: &BTreeMap<PoolUuid, (String, UnlockWays)>, report: &mut 
                 "tang-unreachable",
                 severity(*pool, others, None),
                 format!("The Tang server {server} does not answer ({why}); pool {name} is bound to it"),
-                "the pool cannot be unlocked by it at the next boot or start",
+                "it cannot unlock the pool at the next boot or start",
                 "check the server and the network to it",
             );
         }

@@ -1,6 +1,6 @@
-//! What a LUKS2 header says about unlocking, read from its bytes: the key descriptions and Clevis
-//! bindings of its tokens. Reading the bytes needs neither libcryptsetup nor an active device, so
-//! an image serves too.
+//! The unlock methods in a LUKS2 header: the key descriptions and Clevis bindings of its tokens.
+//! They are read from the bytes, which needs neither libcryptsetup nor an active device and works
+//! on an image too.
 //!
 //! This module must never take a token for more than a hint: the engine decides what unlocks.
 
@@ -14,12 +14,12 @@ use crate::{
 };
 
 const MAGIC: &[u8; 6] = b"LUKS\xba\xbe";
-/// Size of the binary part; the JSON follows.
+/// Size of the binary part, which the JSON follows.
 const BINARY_BYTES: u64 = 4096;
 /// The largest header that LUKS2 allows.
 const HEADER_BYTES_MAX: u64 = 4 << 20;
 
-/// The ways to unlock a pool.
+/// Unlock methods of a pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UnlockWays {
     /// Key descriptions.
@@ -39,16 +39,16 @@ impl UnlockWays {
         self.clevis.iter().flat_map(|(_, servers)| servers).map(String::as_str)
     }
 
-    /// Whether there is no way to unlock.
+    /// Whether there is no unlock method.
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.clevis.is_empty()
     }
 }
 
-/// What the tokens of a header say.
+/// The contents of the tokens of a header.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Tokens {
-    /// The ways to unlock.
+    /// The unlock methods.
     pub(super) locks: UnlockWays,
     /// The pool and device of a version 1 device.
     pub(super) identity: Option<StratisToken>,
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_has_no_tokens() {
+    fn other_bytes_have_no_tokens() {
         let good = header(&json!({}));
         assert_eq!(tokens_in(&good), Some(Tokens::default()));
         for (at, byte) in [(0, b'X'), (7, 1), (8, 0xff), (4096, b'!')] {

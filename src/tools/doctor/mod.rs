@@ -1,9 +1,8 @@
-//! `stratisd-tools doctor`: what would keep a system from booting or from starting its pools, and
-//! what to do about it (docs/doctor.md).
+//! `stratisd-tools doctor`: finds what would keep a system from booting or from starting its pools,
+//! and says what to do about it (docs/doctor.md).
 //!
-//! Each check takes the [`System`] and adds findings to the [`Diagnosis`]. What a check cannot look at
-//! it says there. The doctor must never change anything, and must never wait for something that may
-//! not answer without a bound.
+//! Each check examines the [`System`] and adds its findings to the [`Diagnosis`], and also what it
+//! cannot examine. The doctor must never change anything, and must never wait without a time limit.
 
 mod boot;
 mod daemon;
@@ -23,7 +22,7 @@ use self::system::System;
 /// What is examined.
 #[derive(Debug, Clone)]
 pub struct Scope {
-    /// The root of the system. If it is not `/`, what only a running system knows is left out.
+    /// The root of the system. If it is not `/`, checks that need the running system are left out.
     pub root: PathBuf,
     /// Devices or images to examine instead of those of the system.
     pub devices: Vec<PathBuf>,
@@ -69,7 +68,7 @@ pub const CHECKS: &[(&str, &str)] = &[
     ("program-missing", "a program that the daemon runs is not installed"),
     ("module-missing", "the kernel lacks a target or a filesystem"),
     ("udev-rules-missing", "rules or helpers of udev are not installed"),
-    ("bus-policy-missing", "the bus does not let the daemon have its name"),
+    ("bus-policy-missing", "the bus does not let the daemon own its name"),
     ("unit-missing", "a unit of systemd is not installed, or masked"),
     ("unit-disabled", "nothing starts the daemon at boot"),
     ("unit-failed", "a unit has failed"),
@@ -77,10 +76,10 @@ pub const CHECKS: &[(&str, &str)] = &[
     ("fstab-option-wrong", "an option of a line of fstab names no pool, or needs another option"),
     ("kernel-parameter-missing", "the root filesystem is on a pool that the initramfs is not told to start"),
     ("initramfs-incomplete", "the root filesystem is on a pool that the initramfs cannot start"),
-    ("signature-damaged", "a copy of a signature block, or the whole, cannot be used"),
+    ("signature-damaged", "one or both copies of a signature block cannot be used"),
     ("metadata-damaged", "the metadata of a device cannot be read, or contradicts itself"),
     ("identity-duplicate", "several devices, or pools, have one identity or name"),
-    ("device-missing", "a device that a pool needs is not there"),
+    ("device-missing", "a device that a pool needs was not found"),
     ("pool-stopped", "a pool does not run"),
     ("pool-restricted", "a pool does not allow changes, as after an error or with needs_check"),
     ("filesystem-left-out", "a filesystem could not be set up"),

@@ -1,6 +1,6 @@
-//! The files of the system that is examined, below its root. This module must never follow a path
-//! out of a root that is not `/` by itself: links are read as the kernel reads them, so a root of
-//! another system should be mounted for reading only.
+//! The files of the system that is examined, below its root. Symbolic links are followed as the
+//! kernel follows them, so a link of another system may lead out of its root. This module must
+//! never write.
 
 use std::{
     fs, io,
@@ -31,22 +31,22 @@ impl System {
         &self.root
     }
 
-    /// The place of an absolute path.
+    /// The path below the root for an absolute path of the system.
     pub(super) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Whether there is something at a path, be it a link that leads nowhere.
+    /// Whether a path exists; a dangling link counts.
     pub(super) fn exists(&self, path: &str) -> bool {
         fs::symlink_metadata(self.path(path)).is_ok()
     }
 
-    /// The text of a file; `None` if there is none.
+    /// The text of a file, or `None` if it cannot be read.
     pub(super) fn text(&self, path: &str) -> Option<String> {
         fs::read(self.path(path)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// As [`System::text`], with the reason why there is none.
+    /// Like [`System::text`], with the reason if the file cannot be read.
     pub(super) fn read(&self, path: &str) -> io::Result<String> {
         fs::read(self.path(path)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -64,7 +64,7 @@ impl System {
         folders.iter().map(|folder| format!("{folder}/{name}")).find(|path| self.exists(path))
     }
 
-    /// Whether a path is a link to `/dev/null`, by which systemd knows a masked unit.
+    /// Whether a path is a link to `/dev/null`, which masks a unit or a rules file.
     pub(super) fn is_masked(&self, path: &str) -> bool {
         fs::read_link(self.path(path)).is_ok_and(|target| target == Path::new("/dev/null"))
     }

@@ -1,4 +1,4 @@
-//! The units of systemd: installed, not masked, enabled, not failed.
+//! Checks that the systemd units are installed, not masked, enabled and not failed.
 //!
 //! This module must never start or stop a unit.
 
@@ -54,7 +54,7 @@ pub(super) fn check(system: &System, fstab: &[FstabLine], has_pools: bool, repor
     if !wanted {
         let what = format!("Nothing starts {DAEMON} at boot");
         let why = match has_pools {
-            true => "this system has pools, which nothing starts, watches or extends then",
+            true => "this system has pools, but no daemon starts, watches or extends them",
             false => "no pool is started, watched or extended after a boot",
         };
         report.warning("unit-disabled", what, why, format!("systemctl enable --now {DAEMON}"));
@@ -85,7 +85,7 @@ fn check_properties(shown: &str, report: &mut Diagnosis) {
             report.problem(
                 "unit-failed",
                 format!("The unit {name} has failed (result: {})", value("Result")),
-                "what it does has not been done since",
+                "its work is not done until it is restarted",
                 format!("read `journalctl -b -u {name}`, remove the cause, and `systemctl restart {name}`"),
             );
         }
