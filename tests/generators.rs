@@ -175,7 +175,7 @@ fn bad_input_is_an_error() {
         }
     }
     let good = format!("stratis.rootfs.pool_uuid={POOL}");
-    bench.refused("other", &good, "which generator");
+    bench.refused("other", &good, "unknown program name");
     for count in [0, 1, 2, 4] {
         let output = bench.command(SETUP, &good).args(vec![bench.path("early"); count]).output().unwrap();
         assert_eq!(output.status.code(), Some(1));

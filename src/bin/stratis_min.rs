@@ -1,5 +1,4 @@
-//! `stratis-min`: parses the command line, has the request made and its answer printed, and does
-//! nothing else.
+//! `stratis-min`: parses the command line and runs the command, and does nothing else.
 
 use std::process::ExitCode;
 

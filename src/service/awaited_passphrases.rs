@@ -134,13 +134,13 @@ mod tests {
         let mut due = awaited.take_due(now);
         due.sort_unstable();
         assert_eq!(due, [7, 50]);
-        assert!(!is_readable(&awaited), "what has been taken is not waited for any more");
+        assert!(!is_readable(&awaited), "a call that was taken is no longer waited for");
         assert_eq!(awaited.take_all().len(), 98);
         assert!(awaited.deadline().is_none());
     }
 
     #[test]
-    fn whoever_has_waited_long_enough_is_due() {
+    fn calls_that_waited_long_enough_are_due() {
         let mut awaited = AwaitedPassphrases::new().unwrap();
         let now = Instant::now();
         let ends: Vec<_> = (0..3)
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_waited_for_is_given_back() {
+    fn calls_without_pollable_descriptors_are_given_back() {
         let file = tempfile::tempfile().unwrap();
         let mut awaited = AwaitedPassphrases::new().unwrap();
         assert_eq!(awaited.add(Arc::new(file.into()), Instant::now(), 1), Some(1));

@@ -1,6 +1,5 @@
-//! What the daemon offers to its clients, whatever the protocol: the jobs that a front end (the
-//! bus, or the socket of the early-boot daemon) hands to the dispatcher, and what it may ask about
-//! the requests under way.
+//! What the daemon offers to clients in any protocol: the jobs that a front end (the bus, or the
+//! socket of the early-boot daemon) passes to the dispatcher, and the state of requests under way.
 //!
 //! Must never know: a protocol, locks, workers, or the thread on which a chain runs.
 
@@ -16,7 +15,7 @@ use crate::engine::request::Step;
 /// value of `Manager.Version` on the bus, and not the version of this program.
 pub const INTERFACE_LEVEL: &str = "3.9.2";
 
-/// A time in seconds since 1970 as clients get it: RFC 3339, UTC, whole seconds.
+/// Formats a time in seconds since 1970 for clients: RFC 3339, UTC, whole seconds.
 pub fn utc(seconds: u64) -> String {
     let stamp = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     stamp.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -35,7 +34,7 @@ pub trait Submit<R>: Send + Sync {
 /// A request of a client that changes something, or that the published state cannot answer. `R` is
 /// a reply of the front end.
 pub struct ClientJob<R> {
-    /// What is asked for, for the log: interface and method, such as `pool.r9.SetName`.
+    /// The request, for the log: interface and method, such as `pool.r9.SetName`.
     pub label: String,
     /// The operation. Its result is the reply; `None` if the caller wants none.
     pub chain: Step<Option<R>>,

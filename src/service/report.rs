@@ -1,7 +1,7 @@
 //! The reports: the published state as JSON text for people (`docs/spec/dbus/dbus-api.md` §4.3).
 //! The format is not stable.
 //!
-//! This module knows only the published state and the given state of the requests under way.
+//! This module knows only the published state, and the state of requests that its caller passes.
 
 use std::sync::Arc;
 
@@ -52,9 +52,9 @@ pub fn by_name(name: &str) -> Result<Report, NoSuchReport> {
     }
 }
 
-/// Composes a report, again for each change of the state meanwhile. It keeps the text of each pool
-/// for the next attempt, since composing one pool with ten thousand filesystems takes longer than
-/// the time between changes.
+/// Composes a report, and composes it again if the state changes before the report is sent. It
+/// keeps the text of each pool for the next attempt, since composing one pool with ten thousand
+/// filesystems takes longer than the time between changes.
 pub struct Composer {
     report: Report,
     written: Vec<(Arc<PoolView>, String)>,
@@ -108,7 +108,7 @@ fn locks(held: &Locks) -> Value {
         let mut report = json!({ "program": label, "process": process, "age_ms": age.as_millis() as u64 });
         if *is_stuck {
             report["stuck"] =
-                "it was killed because its time was up, and waits for a device that does not answer".into();
+                "it was killed at its time limit, and still waits for a device that does not answer".into();
         }
         report
     };
@@ -165,7 +165,7 @@ fn pool(pool: &PoolView) -> String {
     serde_json::to_string(&report).expect("texts and numbers can always be written")
 }
 
-/// A job on all data of a pool. Unknown values are left out.
+/// A re-encryption job. Unknown values are left out.
 fn job(job: &ReencryptionJob) -> Value {
     let pace = job.pace();
     let mut report = json!({ "kind": job.word(), "since": service::utc(job.since.seconds), "bytes_done": pace.done });

@@ -1,5 +1,5 @@
-//! The words of a kernel command line, as systemd reads them: white space separates, quotes protect
-//! it, single ones too, and `-` and `_` are the same in the name of a parameter.
+//! Splits a kernel command line into words as systemd does: at white space outside single and
+//! double quotes. `-` and `_` are equal in the name of a parameter.
 
 /// The values of all parameters with this name. A parameter without `=` has no value.
 pub(super) fn values(text: &str, name: &str) -> Vec<String> {

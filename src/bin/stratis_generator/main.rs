@@ -28,17 +28,17 @@ use uuid::{Uuid, fmt};
 const SIMPLE: usize = fmt::Simple::LENGTH;
 const HYPHENATED: usize = fmt::Hyphenated::LENGTH;
 
-/// The parameter that names a pool. It may stand there several times.
+/// The parameter that names a pool. It may be repeated.
 const PARAMETER: &str = "stratis.rootfs.pool_uuid";
 /// Exists in an initrd and nowhere else (systemd.generator(7)).
 const INITRD_MARK: &str = "/etc/initrd-release";
-/// systemd's own variables, which its tests set too.
+/// Variables of systemd, which its tests set too.
 const IN_INITRD: &str = "SYSTEMD_IN_INITRD";
 const KERNEL_LINE: &str = "SYSTEMD_PROC_CMDLINE";
 
 #[derive(Debug, thiserror::Error)]
 enum GeneratorError {
-    #[error("cannot tell which generator to be: call it stratis-setup-generator or stratis-clevis-setup-generator")]
+    #[error("cannot write units: unknown program name; use stratis-setup-generator or stratis-clevis-setup-generator")]
     Name,
     #[error("cannot write units: systemd passes three directories (normal, early, late), but there are {0} arguments")]
     Arguments(usize),
@@ -116,7 +116,7 @@ fn hyphenated(text: &str) -> Option<String> {
     Uuid::try_parse(text).ok().map(|uuid| uuid.hyphenated().to_string())
 }
 
-/// Writes the unit, and what makes systemd start it. Does so again if both exist.
+/// Writes the unit and the link that makes systemd start it. Replaces both if they exist.
 fn write(early: &Path, generator: Generator, pools: &[String]) -> Result<(), GeneratorError> {
     let failed = |path: &Path| {
         let path = path.to_owned();

@@ -1,5 +1,5 @@
-//! Log lines of the generators. They run before the journal, so their log is the kernel's; standard
-//! error is what is left without it.
+//! Log lines of the generators. Generators run before the journal, so they write to the kernel log,
+//! or to standard error if that fails.
 
 use std::{
     env,
@@ -9,7 +9,7 @@ use std::{
 };
 
 const KERNEL_LOG: &str = "/dev/kmsg";
-/// systemd's variable for the place of its own log lines.
+/// The variable that tells systemd where to log.
 const TARGET: &str = "SYSTEMD_LOG_TARGET";
 
 /// The priorities of syslog(3) that are in use.
@@ -19,9 +19,9 @@ pub(super) enum Priority {
     Info = 6,
 }
 
-/// Logs a line. Whether that succeeds changes nothing: there is nowhere else to say so.
+/// Logs a line. An error is ignored, since there is no place left to report it.
 pub(super) fn report(name: &str, level: Priority, text: &str) {
-    // The kernel takes a record from one write. A priority without a facility would be the kernel's.
+    // Each write is one record. Without a facility the record would count as the kernel's.
     const DAEMON: u8 = 3 << 3;
     let line = format!("<{}>{name}[{}]: {text}\n", DAEMON | level as u8, process::id());
     let to_terminal = env::var(TARGET).is_ok_and(|target| target == "console");

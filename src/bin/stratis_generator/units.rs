@@ -5,11 +5,11 @@
 pub(super) enum Generator {
     /// Starts the pools; asks for a passphrase if one is needed.
     Setup,
-    /// Unlocks them by Clevis when the network is up.
+    /// Unlocks the pools by Clevis when the network is up.
     ClevisSetup,
 }
 
-/// Both scripts come with the modules that put them into the initrd.
+/// The initrd modules bring both scripts.
 const SETUP_SCRIPT: &str = "/usr/lib/systemd/stratis-rootfs-setup";
 const CLEVIS_SCRIPT: &str = "/usr/lib/systemd/stratis-clevis-rootfs-setup";
 
@@ -36,9 +36,10 @@ impl Generator {
 
     /// The unit that starts these pools.
     ///
-    /// The passphrase does not wait for Clevis by an order of the units: a network that never comes
-    /// up would keep the prompt away. The script waits, with a limit. So a server that is down
-    /// isolates no emergency.target either; only a pool that is not started in the end does.
+    /// The prompt for the passphrase is not ordered after Clevis: if the network did not come up,
+    /// the prompt would never appear. Instead the script waits for Clevis, with a limit. For the
+    /// same reason a server that is down does not isolate emergency.target; only a pool that is not
+    /// started in the end does.
     pub(super) fn unit(self, pools: &[String]) -> String {
         let pools = pools.join(" ");
         let (program, purpose, script, order) = match self {
