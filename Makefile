@@ -26,11 +26,11 @@ CARGO      ?= cargo
 CARGO_FLAGS = --locked $(if $(filter release,$(PROFILEDIR)),--release)
 TARGET_DIR ?= $(or $(CARGO_TARGET_DIR),target)
 BUILT       = $(TARGET_DIR)/$(PROFILEDIR)
-# A folder of their own for the udev programs: `cargo test` builds them too, but not statically.
+# A separate folder for the udev programs, since `cargo test` builds them too, but not statically.
 STATIC      = $(BUILT)/static
 # A debug build suffices for a first look; real disks get the release build.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
-# The programs of each folder. Those that the initramfs or the tools bring are packages of their own.
+# The programs of each folder. The initramfs parts and the tools are separate packages.
 DAEMONS = stratisd stratisd-min
 BINARIES = stratis-min stratis-predict-usage stratis-decode-dm
 TOOLS = stratisd-tools
@@ -121,10 +121,10 @@ test-machine-longer: build-for-machine ## every check of LUKS2 and Clevis, eight
 test-clients-machine: build-for-machine ## stratis-cli, Cockpit in a browser, blivet and snapm, unchanged, in the throw-away machine (half an hour)
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario clients
 
-loom-full: ## every schedule of the scenarios of the lock, without a bound (hours)
+loom-full: ## test the lock with every schedule, without a bound (hours)
 	LOCK_UNBOUNDED=1 $(CARGO) test --locked -p stratis-threads --features loom --test loom -- --nocapture
 
-shuttle-long: ## a million random schedules of the scenarios of the lock
+shuttle-long: ## test the lock with a million random schedules
 	LOCK_ITERATIONS=1000000 $(CARGO) test --locked -p stratis-threads --features shuttle --test shuttle
 
 history-long: ## ten million calls of concurrent clients, recorded and judged (two hours); CALLS=number for another count
@@ -153,10 +153,10 @@ mutants: ## mutation tests of the engine, the bus and threads; SAMPLE=number SEE
 	@scripts/setup build mutants
 	@scripts/mutants $(if $(FILES),--files '$(FILES)') $(if $(ALL),--all) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
-structure: ## draw the structure from the `use` lines again, into docs/structure.md
+structure: ## generate docs/structure.md from the `use` lines
 	@STRUCTURE=write $(CARGO) test --locked --quiet --test tidy -- --ignored structure_page
 
-bench: ## measure the bus side against floors of the same run (four minutes); CALLS=1000000 CLIENTS=32000 show that memory is flat
+bench: ## measure the bus, compared with the least possible cost (four minutes); CALLS=1000000 CLIENTS=32000 show that memory is flat
 	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS)) $(if $(CLIENTS),--clients $(CLIENTS))
 
 build-for-machine: setup-machine
@@ -258,7 +258,7 @@ install-initramfs-tools-cfg:
 	$(INSTALL) -D -m 0755 boot/initramfs-tools/local-block $(DESTDIR)$(INITRAMFSTOOLSDIR)/scripts/local-block/stratis
 	$(INSTALL) -D -m 0644 boot/initramfs-tools/setup $(DESTDIR)$(STRATISDATADIR)/initramfs-tools-setup
 
-# udev and systemd run programs that have a page and no completions.
+# Programs that udev and systemd run have a page but no completions.
 $(addprefix install-man-,$(PACKAGES)): install-man-%:
 	for name in $(PAGES_$*); do \
 	    $(INSTALL) -D -m 0644 $(BUILT)/pages/man/$$name.8 $(DESTDIR)$(MANDIR)/man8/$$name.8 || exit 1; \
@@ -285,8 +285,9 @@ deb: ## build Debian packages in target/deb from the last commit; DEB_PROFILE=de
 	@scripts/setup build deb
 	@scripts/deb $(if $(DEB_PROFILE),--profile $(DEB_PROFILE))
 
-# The headers of the C library are those of aarch64; those of the other libraries are the same everywhere.
-check-aarch64: ## check the types of everything for aarch64 (needs rustup's target, and Debian's libc6-dev-arm64-cross)
+# The C library needs the headers for aarch64; the headers of the other libraries are the same for
+# all architectures.
+check-aarch64: ## type-check everything for aarch64 (needs rustup's target, and Debian's libc6-dev-arm64-cross)
 	@PKG_CONFIG_ALLOW_CROSS=1 \
 	    BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu="--target=aarch64-linux-gnu -I/usr/aarch64-linux-gnu/include" \
 	    $(CARGO) check --locked --workspace --bins --lib --target aarch64-unknown-linux-gnu

@@ -4,7 +4,7 @@
 
 # Programs that the daemon runs.
 STRATIS_PROGRAMS='mkfs.xfs xfs_db thin_check thin_repair thin_metadata_size'
-# Programs that the scripts at boot run, besides those of a POSIX shell.
+# Programs that the scripts at boot run, beside the builtins of a POSIX shell.
 STRATIS_SCRIPT_PROGRAMS='cat kill mkdir rm sleep udevadm'
 # Kernel modules, for the device-mapper targets of a pool, and for what lies on them and in LUKS2
 # headers.
@@ -16,7 +16,7 @@ STRATIS_CLEVIS_PROGRAMS='clevis clevis-decrypt jose'
 STRATIS_CLEVIS_PROGRAMS_TANG='clevis-decrypt-tang curl'
 STRATIS_CLEVIS_PROGRAMS_TPM2='clevis-decrypt-tpm2 mktemp tpm2_createprimary tpm2_load tpm2_unseal'
 STRATIS_CLEVIS_PROGRAMS_SSS='clevis-decrypt-sss'
-# Programs that those of Clevis call.
+# Programs that the Clevis programs call.
 STRATIS_CLEVIS_SCRIPT_PROGRAMS='bash cat mkdir rm'
 STRATIS_CLEVIS_SCRIPT_PROGRAMS_TPM2='tpm2_flushcontext'
 # A library that the TPM programs load by its name.

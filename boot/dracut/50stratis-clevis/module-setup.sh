@@ -25,7 +25,7 @@ check() {
     missing=$(stratis_missing $STRATIS_CLEVIS_PROGRAMS $STRATIS_CLEVIS_PROGRAMS_TANG $STRATIS_CLEVIS_SCRIPT_PROGRAMS \
         '@UNITGENDIR@/stratis-clevis-setup-generator')
     if [[ $missing ]]; then
-        # Nobody may have asked for it.
+        # The user may not want the module, so this is not an error.
         dinfo "module 'stratis-clevis' is left out: missing ${missing//$'\n'/ }"
         return 1
     fi
@@ -52,7 +52,7 @@ install() {
     if stratis_has_tpm2; then
         # shellcheck disable=SC2086
         inst_multiple $STRATIS_CLEVIS_PROGRAMS_TPM2 $STRATIS_CLEVIS_SCRIPT_PROGRAMS_TPM2
-        # One of them says which version of the tools this is.
+        # Clevis uses one of these to find out the version of the tools.
         inst_multiple -o tpm2_pcrread tpm2_pcrlist
         inst_libdir_file "$STRATIS_CLEVIS_LIBRARIES_TPM2" ||
             derror "module 'stratis-clevis': no $STRATIS_CLEVIS_LIBRARIES_TPM2, so the TPM cannot be used in the initrd"
@@ -61,7 +61,7 @@ install() {
     fi
     dracut_module_included network ||
         derror "module 'stratis-clevis': no module 'network' (Debian: dracut-network), so Tang servers cannot be reached"
-    # Tang servers by name, and by https.
+    # For Tang servers that are given by name or use https.
     inst_libdir_file 'libnss_dns.so*' 'libnss_files.so*' 'libnss_resolve.so*'
     inst_multiple -o /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/services /etc/nsswitch.conf
     inst_script "$moddir/stratis-clevis-rootfs-setup" /usr/lib/systemd/stratis-clevis-rootfs-setup

@@ -9,12 +9,12 @@
 stratis_files='@LIBEXECDIR@/stratisd-min @UNITGENDIR@/stratis-setup-generator @UNITEXECDIR@/stratis-setup-functions
 @UDEVDIR@/stratis-str-cmp @UDEVDIR@/stratis-base32-decode'
 
-# dracut leaves the module out if something is missing, and says so. Everything that is missing is named,
-# not only the first.
+# dracut leaves the module out if something is missing. The message names everything that is
+# missing, not only the first item.
 check() {
     local missing=() word
     for word in $STRATIS_PROGRAMS $STRATIS_SCRIPT_PROGRAMS stratis-min systemd-ask-password $stratis_files; do
-        # kill is built into shells.
+        # kill may be a builtin of the shell.
         [[ $word == kill ]] || find_binary "$word" > /dev/null || [[ -r ${dracutsysrootdir-}$word ]] || missing+=("$word")
     done
     if ((${#missing[@]})); then
@@ -52,6 +52,6 @@ install() {
     inst '@UNITGENDIR@/stratis-setup-generator' "$systemdutildir/system-generators/stratis-setup-generator"
     inst_rules "$moddir/61-stratisd.rules"
     inst_simple "$moddir/stratisd-min.service" "$systemdsystemunitdir/stratisd-min.service"
-    # glibc loads it when a thread ends; no program names it.
+    # glibc loads this library when a thread ends, so no program is linked to it.
     inst_libdir_file 'libgcc_s.so*'
 }
