@@ -127,7 +127,7 @@ fn says(arguments: &[&str], code: i32, stdout: &str, stderr: &str) {
 }
 
 #[test]
-fn the_command_line() {
+fn the_command_line_is_parsed_as_documented() {
     let version = format!("stratisd {} (interface level 3.9.2)\n", env!("CARGO_PKG_VERSION"));
     says(&["--version"], 0, &version, "");
     says(&["-V"], 0, &version, "");
@@ -356,7 +356,7 @@ fn the_watchdog_hears_only_while_all_threads_run() {
         daemon.wait_for_line(&[name, "has not answered"]);
         assert_eq!(daemon.unread_states(), Vec::<String>::new(), "while {name} is stuck");
         drop(held);
-        daemon.wait_for_line(&["all threads go on"]);
+        daemon.wait_for_line(&["all threads respond again"]);
         assert_eq!(daemon.next_state(), TOLD);
     }
     daemon.process.signal(Signal::SIGTERM);

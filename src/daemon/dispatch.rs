@@ -225,7 +225,7 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
                 Ticket { inner, number, label, begun: false, share: None, parked: false }.go_on(request.chain, seen);
             }
             Err(on_failure) => {
-                log::info!("{label}: refused, because the daemon is stopping");
+                log::info!("{label}: the request is refused, because the daemon is stopping");
                 inner.record(Vec::new(), failed(&label, on_failure, Failure::Stopping));
             }
         }
@@ -277,7 +277,7 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
             live.filter_map(|live| Some((Arc::clone(&live.label), live.on_failure.take()?))).collect()
         };
         for (label, on_failure) in unanswered {
-            log::error!("{label}: has not ended when the daemon exits; its outcome is unknown to the caller");
+            log::error!("{label}: the request has not ended when the daemon exits; its outcome is unknown");
             inner.record(Vec::new(), failed(&label, on_failure, Failure::Unfinished));
         }
         inner.records.lock().updates = None;

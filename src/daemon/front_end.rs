@@ -1,5 +1,5 @@
-//! What the daemon needs from its front end, which is what serves clients: the bus, or the socket of
-//! the early-boot daemon. Everything else is one daemon.
+//! What the daemon needs from its front end, the part that serves clients: the bus, or the socket
+//! of the early-boot daemon. Everything else is the same in both daemons.
 //!
 //! Must never know: a protocol.
 
@@ -33,7 +33,7 @@ pub type FrontEndError = Box<dyn error::Error + Send + Sync>;
 /// Called when the changes of a request have been published.
 pub type OnPublished = Box<dyn FnOnce() + Send>;
 
-/// What serves clients. The calls come in the order of the functions.
+/// The part that serves clients. The daemon calls the functions in this order.
 pub trait FrontEnd: Sized {
     /// A reply on its way: it follows the publication of the changes of its request.
     type Reply: Send + 'static;
@@ -42,14 +42,14 @@ pub trait FrontEnd: Sized {
     /// The threads that [`FrontEnd::publish`] and [`FrontEnd::serve`] start.
     const THREADS: FrontEndThreads;
 
-    /// Opens what must be there before anything is set up. Nothing is served yet.
+    /// Opens what the front end needs before pools are set up. It does not serve clients yet.
     ///
     /// # Errors
     /// It cannot be opened.
     fn open(paths: &RunPaths) -> Result<Self, FrontEndError>;
 
-    /// A reply that no client gets: `then` is called when the changes of its update, and all changes
-    /// before it, have been published. `then` must be quick.
+    /// A reply for the daemon itself: calls `then` when the changes of its update, and all changes
+    /// before it, have been published. `then` must return quickly.
     fn tell(then: OnPublished) -> Self::Reply;
 
     /// Starts the threads that publish changes and answer. They end when every sender of updates is
@@ -64,7 +64,8 @@ pub trait FrontEnd: Sized {
         jobs: &Jobs<Self::Reply>,
     ) -> Result<(), Error>;
 
-    /// Begins to serve clients: the first view is published. Returns what is served, for the log.
+    /// Starts to serve clients, when the first view is published. Returns a description of what is
+    /// served, for the log.
     ///
     /// # Errors
     /// Clients cannot be served.
@@ -73,13 +74,13 @@ pub trait FrontEnd: Sized {
 
 /// The channel of updates to the front end.
 pub struct UpdateChannel<R> {
-    /// Where they come out.
+    /// The receiving end.
     pub updates: Receiver<Update<R>>,
     pub(super) sender: Sender<Update<R>>,
 }
 
 impl<R: Send + 'static> UpdateChannel<R> {
-    /// For [`Threads::spawn`]: makes the receiving thread go around its loop, by an update without
+    /// For [`Threads::spawn`]: makes the receiving thread run its loop once, by an update without
     /// changes.
     pub fn nudge(&self) -> impl Fn(&Pulse) + Send + 'static + use<R> {
         let sender = self.sender.clone();
@@ -95,7 +96,7 @@ pub struct Threads<'a> {
 }
 
 impl Threads<'_> {
-    /// Starts a thread of the table. `ask` makes it go around its loop, where it calls
+    /// Starts a thread of the table. `ask` makes it run its loop once, in which it calls
     /// [`Pulse::beat`].
     ///
     /// # Errors

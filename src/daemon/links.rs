@@ -70,7 +70,7 @@ impl Links {
         self.shared.waker.wake();
     }
 
-    /// Makes the thread go around its loop once.
+    /// Makes the thread run its loop once.
     pub fn nudge(&self) {
         self.shared.waker.wake();
     }

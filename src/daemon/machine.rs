@@ -70,7 +70,7 @@ pub enum Error {
     Variable(&'static str),
 }
 
-/// The files that daemons and their clients meet at.
+/// The files that daemons and clients share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunPaths {
     directory: PathBuf,
@@ -110,7 +110,8 @@ pub struct Machine {
     linux: Option<Arc<Linux>>,
     paths: RunPaths,
     role: DaemonRole,
-    /// Of this daemon; `None` on a simulated machine that nobody else uses. Dropped last.
+    /// The lock of this daemon; `None` on a simulated machine, which no other daemon uses. Dropped
+    /// last.
     lock: Option<PidFile>,
 }
 
@@ -120,9 +121,9 @@ pub fn serve_as_child() -> Option<ExitCode> {
     linux::run_as_child()
 }
 
-/// Takes the lock of this daemon. The early-boot daemon also makes sure that stratisd does not run.
-/// It holds its own lock by then: stratisd looks at that after it has taken its own, so of two that
-/// start at once, one at least sees the other, and stratisd stays.
+/// Takes the lock of this daemon. The early-boot daemon then also checks that stratisd does not
+/// run. Each daemon looks at the other's lock after it has taken its own. So if both start at once,
+/// at least one sees the other, and stratisd stays.
 fn lock(paths: &RunPaths, role: DaemonRole) -> Result<PidFile, PidFileError> {
     match role {
         DaemonRole::Full => PidFile::take(&paths.daemon_lock()),
@@ -136,8 +137,8 @@ fn lock(paths: &RunPaths, role: DaemonRole) -> Result<PidFile, PidFileError> {
 
 impl Machine {
     /// Takes the lock of this daemon and prepares the machine, as far as this does not disturb the
-    /// other daemon, which may still run. Prepare the real one before any thread starts: only the
-    /// calling thread and its later threads enter the private mount namespace.
+    /// other daemon, which may still run. Prepare the real machine before any thread starts: only
+    /// the calling thread and its later threads enter the private mount namespace.
     ///
     /// # Errors
     /// The same daemon uses the machine, or stratisd does, or the machine lacks something.
@@ -167,9 +168,10 @@ impl Machine {
         }
     }
 
-    /// Waits until no other daemon works on the machine. stratisd has the early-boot daemon end, and
-    /// waits as long as that takes: it finishes what it has begun, such as the start of a large
-    /// pool. `go_on` is asked again and again; when it says no, the result is `false`.
+    /// Waits until no other daemon works on the machine. stratisd tells the early-boot daemon to
+    /// end and waits without a limit, since that daemon completes what it has begun, such as the
+    /// start of a large pool. `go_on` is called repeatedly; if it returns `false`, so does this
+    /// function.
     ///
     /// # Errors
     /// The lock of the early-boot daemon is held by something else.
@@ -186,7 +188,7 @@ impl Machine {
         Ok(true)
     }
 
-    /// The files that daemons and clients meet at.
+    /// The files that daemons and clients share.
     pub fn paths(&self) -> &RunPaths {
         &self.paths
     }

@@ -28,8 +28,8 @@ use crate::{
     watch::{self, DeviceWatch, DmWatch, RunningPools, Timers, WatchRequest},
 };
 
-/// The start takes longer, because the early-boot daemon finishes what it has begun: another 30
-/// seconds from now on (sd_notify(3)).
+/// Extends the time for the start by 30 seconds (sd_notify(3)), while the early-boot daemon
+/// completes what it has begun.
 const EXTEND_START: &str = "EXTEND_TIMEOUT_USEC=30000000";
 
 /// Runs the daemon with this front end until SIGINT or SIGTERM.
@@ -46,15 +46,15 @@ pub fn run<F: FrontEnd>(choice: &MachineChoice) -> Result<(), Error> {
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(asked_with)).map_err(Error::Signals)?;
     let machine = Machine::start(choice, F::ROLE)?;
     log::info!("{} {} starts on {}", F::ROLE.program(), version(), machine.description());
-    // All that may fail comes before the other daemon is told to end: if this one cannot start, the
-    // other one goes on.
+    // Everything that may fail comes before the other daemon is told to end: if this one cannot
+    // start, the other one continues.
     let front_end = F::open(machine.paths()).map_err(Error::FrontEnd)?;
     let go_on = || {
         readiness::tell(EXTEND_START);
         !signals.pending().any(|signal| signal != SIGURG)
     };
     if !machine.take_over(go_on)? {
-        log::info!("told to end while the early-boot daemon was ending");
+        log::info!("the daemon was told to stop while it waited for the early-boot daemon");
         return Ok(());
     }
     let handle = signals.handle();
@@ -68,8 +68,8 @@ pub fn run<F: FrontEnd>(choice: &MachineChoice) -> Result<(), Error> {
     if let Err(error) = &outcome {
         stop.trigger(error_chain::sentence(error));
     }
-    // stratisd waits for the early-boot daemon, and its clients for their pools. When stratisd ends, a
-    // shutdown may be waiting.
+    // When the early-boot daemon stops, stratisd waits for it, and its clients wait for their
+    // pools. When stratisd stops, a shutdown may wait for it.
     let platform = machine.platform();
     let working = (F::ROLE == DaemonRole::Early).then_some(&*platform);
     let stopped = stop::stop(&group, &F::THREADS, dispatcher.as_ref(), working, &handle);

@@ -6,12 +6,12 @@
 //!
 //! 1. The switch is on and wakes all threads. New requests are refused; waiting ones are answered.
 //! 2. The threads that take requests and the watchers end.
-//! 3. Requests that have begun run to their end. After 10 s they begin no format and no new pool;
-//!    those that have not ended 35 s later get an answer that says so. The early-boot daemon,
-//!    after which stratisd goes on, waits longer while a program works for them.
+//! 3. Requests that have begun run to their end. After 10 s they start no format and no new pool;
+//!    requests that have not ended 35 s later get an answer that says so. The early-boot daemon,
+//!    from which stratisd takes over, waits longer while a program runs for a request.
 //! 4. The workers end.
-//! 5. The threads that answer publish and answer what is left, wait a bounded time until it is
-//!    taken, and end.
+//! 5. The threads that answer publish the remaining changes and send the remaining answers, wait a
+//!    bounded time until clients have taken them, and end.
 //! 6. The signal thread ends.
 //!
 //! A step that takes too long is named in the log. The next steps still follow, except those that
@@ -38,9 +38,9 @@ use crate::platform::Platform;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Sent while programs work for requests: the stop takes up to two more minutes (sd_notify(3)).
 const EXTEND_STOP: &str = "EXTEND_TIMEOUT_USEC=120000000";
-/// How long these requests may take after that, and again for as long as programs run for them. The
-/// longest single step is a format or a repair, which takes seconds. The service manager kills the
-/// daemon after 90 s, which have to cover this limit and the two below.
+/// How long these requests may take after that. The limit starts again while programs run for them.
+/// The longest single step is a format or a repair, which takes seconds. The service manager kills
+/// the daemon after 90 s, which have to cover this limit and the two below.
 const REQUESTS_LIMIT: Duration = Duration::from_secs(35);
 /// How long the threads that answer may take, including the time until the answers are taken, which
 /// the front end bounds.

@@ -40,7 +40,7 @@ pub const WATCHERS: [ThreadRow; 3] = [
 
 /// The threads that run requests. They end when no request is left.
 pub const RUNNERS: [ThreadRow; 2] = [
-    ThreadRow { name: LINKS, waits_on: "udev monitors of requests, waker, deadlines", does: "lets requests continue" },
+    ThreadRow { name: LINKS, waits_on: "shared udev monitor, waker, deadlines", does: "lets requests continue" },
     ThreadRow { name: WORKERS, waits_on: "ready jobs", does: "run steps of requests" },
 ];
 

@@ -85,7 +85,7 @@ impl Watchdog {
     /// Reports that all threads make progress.
     pub(super) fn feed(&mut self) {
         if std::mem::take(&mut self.named) {
-            log::info!("all threads go on");
+            log::info!("all threads respond again");
         }
         readiness::tell(readiness::WATCHDOG);
     }

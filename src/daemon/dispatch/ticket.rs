@@ -318,7 +318,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
 impl<R: Send + 'static, C: Context> Drop for Ticket<R, C> {
     fn drop(&mut self) {
         if let Some(on_failure) = self.inner.unanswered(self.number) {
-            log::info!("{}: cancelled, because the daemon is stopping", self.label);
+            log::info!("{}: the request is cancelled, because the daemon is stopping", self.label);
             self.inner.record(Vec::new(), failed(&self.label, on_failure, Failure::Stopping));
         }
         self.leave_parking();
