@@ -1,5 +1,5 @@
-//! The call behind an answer. It decides the form of the answer: return code and text, or a D-Bus
-//! error. No other module gives an outcome its form.
+//! The member that a call names. It decides the form of the answer: return code and text, or a
+//! D-Bus error. No other module gives an outcome its form.
 //!
 //! Engine errors never become D-Bus errors of *methods*. A failed set of a property does become a
 //! D-Bus error, since it has no other way to fail. The texts are for people: no client parses them

@@ -58,7 +58,7 @@ pub(super) enum Deferred {
 pub struct Lister {
     connection: Arc<Connection>,
     published: Arc<Published>,
-    /// `None` makes the lister go around its loop once.
+    /// `None` makes the lister run its loop once.
     asked: Receiver<Option<(Caller, Deferred)>>,
     /// For [`Lister::nudge`]. `None` once the lister runs: its own sender would keep it from
     /// ending.
@@ -80,14 +80,14 @@ impl Lists {
     pub fn ask(&self, caller: Caller, what: Deferred) -> Result<(), Answer> {
         let error = |name, text: &str| Err(Answer::Error(name, text.to_owned()));
         if !self.connection.list_wanted(&caller) {
-            let text = "too many lists and reports are asked for by this connection; wait for those to come";
+            let text = "this connection has asked for too many lists and reports; wait until they arrive";
             return error(error_name::LIMITS_EXCEEDED, text);
         }
         match self.asked.try_send(Some((caller, what))) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(refused)) => {
                 refused.iter().for_each(|(caller, _)| self.connection.list_done(caller));
-                let text = "too many lists and reports are asked for at once; try again later";
+                let text = "clients have asked for too many lists and reports at once; try again later";
                 error(error_name::LIMITS_EXCEEDED, text)
             }
             Err(TrySendError::Disconnected(_)) => Err(stopping()),
@@ -107,12 +107,12 @@ impl Lister {
         (Lister { connection, published, asked, sender: Some(sender) }, lists)
     }
 
-    /// A function that makes the lister go around its loop once. The lister does not end before the
+    /// A function that makes the lister run its loop once. The lister does not end before the
     /// function is dropped.
     pub fn nudge(&self) -> impl Fn() + Send + use<> {
         let sender = self.sender.clone();
         move || {
-            // If the channel is full, the lister goes around its loop anyway.
+            // If the channel is full, the lister runs its loop anyway.
             let _ = sender.as_ref().map(|sender| sender.try_send(None));
         }
     }
@@ -123,7 +123,7 @@ impl Lister {
         for asked in &self.asked {
             pulse.beat();
             let Some((caller, what)) = asked else { continue };
-            // The bus may not read for a long time. That is no fault of this thread.
+            // The bus may not read for a long time, which is not a fault of this thread.
             if !pulse.away(|| self.connection.wait_for_room()) {
                 // The answer could be made, but the bus may not take it in the time that is left.
                 self.connection.send(message::answer(&caller, &stopping()));

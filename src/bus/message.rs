@@ -336,7 +336,8 @@ pub fn arguments(
 /// type `wanted`.
 ///
 /// # Errors
-/// When the variant contains another type, when the argument is no variant, or when it is missing.
+/// When the variant contains another type, when the argument is not a variant, or when it is
+/// missing.
 pub fn set_argument(message: &Message, wanted: &'static str) -> Result<Value, BadArguments> {
     let mut iter = message.iter_init();
     iter.next();

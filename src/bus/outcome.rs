@@ -1,5 +1,5 @@
-//! The result of a call, and how the caller gets it: return code and text, or a D-Bus error. No
-//! other module decides that.
+//! The result of a call. [`called_member`](super::called_member) decides in which form the caller
+//! gets it.
 //!
 //! Engine errors never become D-Bus errors of *methods*. A failed set of a property does become a
 //! D-Bus error, since it has no other way to fail. The texts are for people: no client parses them

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn one_caller_has_its_part_and_others_theirs() {
+    fn each_caller_has_its_own_limit() {
         let pending = PendingCalls::default();
         let many = admitted(&pending, ":1.1", SMALL);
         assert_eq!(many.len(), OF_ONE.calls);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_weigh_what_they_hold() {
+    fn memory_of_arguments_is_counted() {
         let texts = Value::Array("s", vec![Value::str("x".repeat(1000)); 10]);
         let load = Load::of(&[texts, Value::variant(Value::Bool(true))]);
         assert_eq!((load.calls, load.descriptors), (1, 0));

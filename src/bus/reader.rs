@@ -49,8 +49,7 @@ const PENDING: &str = "too many calls, or calls with too much in them, wait for 
      making more";
 
 /// Refusal for a caller that does not read its answers.
-const UNREAD: &str =
-    "too much of what was answered to this connection has not been read; read it before asking for more";
+const UNREAD: &str = "this connection has too many unread replies; read them before asking for more";
 
 /// How a call is handled.
 pub(super) enum Response {
@@ -108,7 +107,7 @@ impl Reader {
         self.connection.request_name(NAME)
     }
 
-    /// Makes the reader go around its loop once.
+    /// Makes the reader run its loop once.
     pub fn waker(&self) -> &Waker {
         self.connection.waker()
     }

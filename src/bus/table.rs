@@ -301,7 +301,7 @@ pub fn properties(kind: InterfaceKind) -> impl Iterator<Item = &'static Row> {
     ROWS.iter().filter(move |row| row.kind == kind && row.is_property())
 }
 
-/// The value of a property. `None` if the row is no property of the subject's kind, or if the
+/// The value of a property. `None` if the row is not a property of the subject's kind, or if the
 /// property's function panics. A panic is logged and leaves out only that property.
 pub fn value(row: &Row, subject: PropertySource<'_>) -> Option<Value> {
     let MemberShape::Property { read, .. } = row.member else { return None };

@@ -176,10 +176,10 @@ pub struct Marshaller {
     shared_length: usize,
 }
 
-/// Bytes that stand in a message without being copied into it.
+/// Bytes that a message contains without a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedBytes {
-    /// How many bytes of the message's own come before them.
+    /// How many unshared bytes of the message come before them.
     pub at: usize,
     /// The bytes.
     pub bytes: Arc<[u8]>,

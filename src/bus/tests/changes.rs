@@ -344,7 +344,7 @@ fn each_revision_signals_its_form_of_stopped_pools() {
     expected.extend(revisions("Manager", 8..=9, "~", &format!("{{'StoppedPools'={{'{uuid}'={{{base} {more}}}}}}} []")));
     assert_eq!(signals, expected);
 
-    // An unencrypted pool is no locked pool, and shows its features.
+    // An unencrypted pool is not listed as locked, and shows its features.
     let features = FeaturesView { encryption: false, key_description: false, clevis: true };
     let open = StoppedPoolView { encryption: None, features: Some(features), partial: true, ..stopped_pool() };
     let (_, signals) = step(&tree, stopped(2, vec![open]));

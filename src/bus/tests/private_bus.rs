@@ -451,7 +451,7 @@ fn large_change_holds_up_its_own_pool_only() {
 /// large list that fits arrives, and other clients are answered while it is made and sent.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
-fn ten_thousand_objects() {
+fn too_long_lists_are_errors_long_ones_arrive() {
     let bus = private_bus();
     let server = Server::start(&bus, vec![is(&large(7_000))]);
     let lists: Vec<_> = (0..3)
@@ -491,7 +491,7 @@ fn ten_thousand_objects() {
 /// A client that asks for list after list and never reads them does not keep other clients from
 /// their answers.
 #[test]
-fn client_that_never_reads() {
+fn a_client_that_never_reads_delays_no_other() {
     let bus = private_bus();
     let server = Server::start(&bus, vec![is(&large(300))]);
     let deaf = Client::new(&bus);
@@ -556,7 +556,7 @@ fn stop_lets_refusals_out() {
 }
 
 #[test]
-fn there_is_no_bus() {
+fn a_missing_bus_is_an_error() {
     assert!(matches!(Bus::connect_to("unix:path=/nonexistent/socket"), Err(Error::NoBus(_))));
 }
 

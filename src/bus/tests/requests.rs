@@ -105,7 +105,7 @@ fn create_pool_reports_mistakes_in_the_known_order() {
 }
 
 #[test]
-fn create_pool_in_its_older_forms() {
+fn create_pool_is_accepted_in_older_forms() {
     let none = ((false, ""), (false, ("", "")));
     let devices = vec!["/dev/a"];
     type Bindings<'a> = ((bool, &'a str), (bool, (&'a str, &'a str)));
@@ -125,7 +125,7 @@ fn create_pool_in_its_older_forms() {
 type Spec = (&'static str, (bool, &'static str), (bool, &'static str));
 
 #[test]
-fn sizes_of_filesystems() {
+fn wrong_sizes_of_filesystems_are_refused() {
     const NO: (bool, &str) = (false, "");
     let create = |specs: Vec<Spec>| answer("/0", "pool.r6", "CreateFilesystems", (specs,));
     let refused = |specs: Vec<Spec>, expected: &str| {
@@ -165,7 +165,7 @@ fn sizes_of_filesystems() {
 }
 
 #[test]
-fn paths_in_arguments() {
+fn paths_of_other_objects_are_refused() {
     let destroy = |paths: Vec<dbus::Path<'static>>| answer("/0", "pool.r9", "DestroyFilesystems", (paths,));
     assert_eq!(destroy(vec![]), "(false []) 0 'Ok'");
     // Unknown paths, and paths of other objects.
@@ -230,7 +230,7 @@ fn unlock_methods_have_two_spellings_beside_the_flag() {
 
 /// The engine gets the encryption members' arguments as the client gave them.
 #[test]
-fn ways_to_unlock_in_each_form() {
+fn unlock_methods_are_parsed_in_each_form() {
     use crate::{
         bus::arguments::{self, Mechanisms},
         engine::encryption::{BindRequest, Kind, SlotRequest, UnlockMethod},
@@ -269,7 +269,7 @@ fn ways_to_unlock_in_each_form() {
 }
 
 #[test]
-fn bindings_of_a_pool_in_both_forms() {
+fn bindings_are_accepted_in_both_forms() {
     type Slot = (bool, u32);
     const FREE: Slot = (false, 0);
     let filler = "false 1 '";
@@ -396,7 +396,7 @@ fn only_announced_descriptors_are_needed() {
 }
 
 #[test]
-fn names_and_user_info() {
+fn wrong_names_and_user_info_are_refused() {
     assert_eq!(answer("/0", "pool.r0", "SetName", ("x",)), "a job");
     assert!(answer("/0", "pool.r0", "SetName", ("",)).starts_with("(false '') 1 'a name must not be empty"));
     assert_eq!(answer("/1", "filesystem.r0", "SetName", ("x",)), "a job");

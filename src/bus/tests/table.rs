@@ -113,7 +113,7 @@ fn no_two_rows_overlap() {
 
 /// No member returns a descriptor: the marshaller could not send one.
 #[test]
-fn nothing_that_is_sent_contains_a_descriptor() {
+fn no_sent_value_contains_a_descriptor() {
     for row in ROWS {
         match row.member {
             MemberShape::Method { result, .. } => assert!(result.is_none_or(|(_, s)| !s.contains('h')), "{row:?}"),

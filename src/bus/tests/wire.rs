@@ -100,7 +100,7 @@ proptest! {
 }
 
 #[test]
-fn header_says_what_was_meant() {
+fn headers_are_decoded_as_they_were_meant() {
     let message = reply(&Body::of(&[Value::str("x")]));
     assert_eq!(message.msg_type(), dbus::MessageType::MethodReturn);
     assert_eq!(message.get_reply_serial(), Some(42));
@@ -124,7 +124,7 @@ fn header_says_what_was_meant() {
 
 /// libdbus does not check lists before they are sent, so this test makes it check them.
 #[test]
-fn lists_are_what_libdbus_takes_to_be_right() {
+fn libdbus_accepts_the_marshalled_lists() {
     let mut filesystem = 0;
     for filesystems in 0..20 {
         let mut pool = super::pool(1, &"p".repeat(1 + filesystems));
@@ -149,7 +149,7 @@ fn lists_are_what_libdbus_takes_to_be_right() {
 
 /// The error that replaces an answer longer than the limit.
 #[test]
-fn too_long_answers_become_errors_and_signals_nothing() {
+fn too_long_answers_become_errors_signals_are_dropped() {
     let of = |length: usize| Answer::Return(Body::of(&[Value::Str("x".repeat(length))]));
     let made = |length| message::answer(&caller(), &of(length)).unwrap();
     let length = |outgoing: &Outgoing| outgoing.parts.iter().map(|part| part.bytes().len()).sum::<usize>();
@@ -198,7 +198,7 @@ fn arguments_have_wanted_types_and_surplus_is_ignored() {
 }
 
 #[test]
-fn what_is_set_must_be_in_a_variant() {
+fn a_new_value_must_be_in_a_variant() {
     let set = |mut values: Vec<Value>| {
         values.splice(0..0, [Value::str("org.storage.stratis3.pool.r9"), Value::str("FsLimit")]);
         message::set_argument(&reply(&Body::of(&values)), "t")
@@ -220,7 +220,7 @@ fn number_of_values_is_limited() {
 
 /// A filler descriptor: clients send `(false, 0)` without a descriptor.
 #[test]
-fn descriptor_that_is_not_there_is_none() {
+fn a_missing_descriptor_is_none() {
     let absent = reply(&Body { signature: "(bh)".into(), bytes: vec![0; 8], shared: Vec::new() });
     let expected = Value::Struct(vec![Value::Bool(false), Value::Descriptor(None)]);
     assert_eq!(message::arguments(&absent, Types("(bh)")), Ok(vec![expected]));
@@ -236,7 +236,7 @@ fn descriptor_that_is_not_there_is_none() {
 }
 
 #[test]
-fn signatures_come_apart() {
+fn signatures_are_split_into_complete_types() {
     let all = |signature| Types(signature).collect::<Vec<_>>();
     assert_eq!(all("s(bq)as(b(ss))"), ["s", "(bq)", "as", "(b(ss))"]);
     assert_eq!(all("a{oa{sa{sv}}}aa{ss}h"), ["a{oa{sa{sv}}}", "aa{ss}", "h"]);
