@@ -1,6 +1,6 @@
-//! The library under the programs of stratisd: everything but the bus, so that no program that uses
-//! only this library needs libdbus (`core/Cargo.toml`). The library `stratisd` adds the bus, and
-//! passes all of this on under its own name.
+//! The library under the programs of stratisd: everything but the bus, so that a program that uses
+//! only this library does not need libdbus (`core/Cargo.toml`). The library `stratisd` adds the
+//! bus, and re-exports everything else.
 //!
 //! # Rooms
 //!
@@ -18,10 +18,10 @@
 //! | [`platform`] | what the engine asks of a machine, by one trait | [`platform::Platform`] |
 //! | [`base`] | identifiers, names, units, error chains: every room may use them | [`base::ids`] |
 //!
-//! Arrows point one way: `rpc_front_end → daemon → watch → {rpc, service} → {engine, view} → platform`, with [`base`] and
-//! the crate `threads` (lock, parking, workers) below all of them. [`platform::linux`] is the only room
-//! that makes system calls; [`platform::sim`] is a machine in memory, on which the tests and
-//! `stratisd --sim` run the same engine.
+//! Arrows point one way: `rpc_front_end → {daemon, rpc} → {watch, service} → {engine, view} →
+//! platform`, with [`base`] and the crate `threads` (lock, parking, workers) below all of them.
+//! [`platform::linux`] is the only room that makes system calls; [`platform::sim`] is a machine in
+//! memory, on which the tests and `stratisd --sim` run the same engine.
 
 pub mod base;
 pub mod cli;

@@ -7,7 +7,7 @@
 //! # Rooms
 //!
 //! Two libraries share the folder `src`. [`stratis_core`] (`src/core.rs`) is everything that does not
-//! need libdbus; this one adds the bus, and passes the rooms of the other on under its own name.
+//! need libdbus; this one adds the bus, and re-exports the rooms of the other.
 //!
 //! | room | what it is | start reading at |
 //! |---|---|---|
@@ -19,7 +19,7 @@
 //! Arrows point one way: `bin → bus_front_end → {daemon, bus} → {watch, service} → {engine, view} →
 //! platform`, with [`base`] and the crate `threads` (lock, parking, workers) below all of them.
 //!
-//! # Where to read on
+//! # Further reading
 //!
 //! - `docs/architecture.md`: the code map, with the life of a request, the lock, commit points and recipes for changes
 //! - `docs/glossary.md`: each term once

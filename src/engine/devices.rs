@@ -141,9 +141,9 @@ pub fn plan(
     candidates.into_iter().map(plan).collect()
 }
 
-/// Wipes devices that were initialized in vain. Devices with the newest metadata come last, and
-/// only after all others were wiped: their metadata says that there is no pool, while the metadata
-/// on the others may not say so.
+/// Wipes devices that were initialized for a pool that was not completed. Devices with the newest
+/// metadata come last, and only after all others were wiped: their metadata says that there is no
+/// pool, while the metadata on the others may not say so.
 fn wipe(platform: &dyn Platform, paths: &[PathBuf]) -> Result<()> {
     let stamp = |path: &Path| Bda::load(platform, path, Repair::ReadOnly).ok()??.last_update();
     let stamped: Vec<_> = paths.iter().map(|path| (path.as_path(), stamp(path))).collect();

@@ -6,7 +6,7 @@
 //! disagree with it.
 //!
 //! Each part of a pool is a type that keeps its own invariants. An operation on several parts is a
-//! method of [`Pool`], here or in a file of its own:
+//! method of [`Pool`], here or in a separate file:
 //!
 //! | Part | What it is | What needs other parts as well |
 //! |---|---|---|

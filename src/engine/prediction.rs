@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Why there would be no such pool.
+/// Why the pool would not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// The devices cannot be planned at all.
@@ -39,22 +39,22 @@ pub enum Refused {
 pub struct PoolSpace {
     /// Size of all devices.
     pub total: Sectors,
-    /// What the layers above the data tier have, the thin pool's metadata included.
+    /// Space of the layers above the data tier, including the metadata of the thin pool.
     pub usable: Sectors,
     /// Thin metadata, spare thin metadata and metadata volume.
     pub admin: Sectors,
 }
 
 impl PoolSpace {
-    /// What filesystems can use.
+    /// Space that filesystems can use.
     pub fn free(&self) -> Sectors {
         self.usable.saturating_sub(self.admin)
     }
 }
 
-/// The space of a new pool of version 2 on devices of these sizes. Encryption changes nothing: the
-/// space for a LUKS2 header is always reserved. `thin_metadata_size` runs the program of that name
-/// with these arguments and returns its output.
+/// The space of a new pool of version 2 on devices of these sizes. Encryption makes no difference:
+/// the space for a LUKS2 header is always reserved. `thin_metadata_size` runs the program of that
+/// name with these arguments and returns its output.
 ///
 /// # Errors
 /// If the engine would refuse to make the pool.

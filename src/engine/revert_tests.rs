@@ -31,7 +31,7 @@ fn planned(records: &[FilesystemRecord]) -> Planned {
 }
 
 #[test]
-fn what_is_clear_is_planned() {
+fn unambiguous_reverts_are_planned() {
     let records =
         [record(1, None, false), record(2, Some(1), true), record(3, Some(1), false), record(4, Some(2), false)];
     assert_eq!(planned(&records), (vec![(1, 2)], vec![]));
@@ -52,7 +52,7 @@ fn of_several_snapshots_none_replaces_the_origin() {
 }
 
 #[test]
-fn of_a_chain_nothing_is_done() {
+fn chained_reverts_are_not_planned() {
     let two = [record(1, None, false), record(2, Some(1), true), record(3, Some(2), true)];
     assert_eq!(planned(&two), (vec![], vec![(id(2), Ignored::Chained), (id(3), Ignored::Chained)]));
     let three = [record(1, None, false), record(2, Some(1), true), record(3, Some(2), true), record(4, Some(3), true)];
@@ -63,7 +63,7 @@ fn of_a_chain_nothing_is_done() {
 }
 
 #[test]
-fn what_is_not_planned_stands_in_nobodys_way() {
+fn unplanned_reverts_block_no_other() {
     // 2 and 3 are ambiguous, so 2 is not a snapshot of a planned revert when 4 is to replace it.
     let records =
         [record(1, None, false), record(2, Some(1), true), record(3, Some(1), true), record(4, Some(2), true)];

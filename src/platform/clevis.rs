@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 const PARTS: [&str; 5] = ["protected", "encrypted_key", "iv", "ciphertext", "tag"];
 
 /// Converts the compact serialization that `clevis encrypt` prints into the object of a LUKS2
-/// token. `None` if it is none.
+/// token. `None` if it has another form.
 pub fn from_compact(text: &str) -> Option<Value> {
     let parts: Vec<&str> = text.trim().split('.').collect();
     let base64url = |part: &&str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');

@@ -89,7 +89,7 @@ impl Bindings {
         self.list.iter().find(|binding| binding.kind() == kind)
     }
 
-    /// Whether a token with that number exists, be it a binding or not.
+    /// Whether a token with that number exists. It need not be a binding.
     pub fn is_taken(&self, token: u32) -> bool {
         self.taken.contains(&token)
     }

@@ -111,7 +111,7 @@ fn sss(made_with: &Value, purpose: ConfigPurpose, depth: usize) -> Result<Value>
     let threshold = made_with["t"].as_u64().ok_or(EncryptionError::Jwe("it does not say how many parts it takes"))?;
     let mut pins: Map<String, Value> = Map::new();
     for part in parts {
-        let part = part.as_str().ok_or(EncryptionError::Jwe("a part of it is no text"))?;
+        let part = part.as_str().ok_or(EncryptionError::Jwe("a part of it is not a string"))?;
         let (protected, _) = part.split_once('.').ok_or(EncryptionError::Jwe("a part of it is not complete"))?;
         let (pin, config) = of_header(protected, purpose, depth + 1)?;
         match pins.entry(pin).or_insert_with(|| Value::Array(Vec::new())) {

@@ -94,7 +94,7 @@ fn nesting_has_an_end() {
 }
 
 #[test]
-fn what_does_not_say_enough_is_an_error() {
+fn incomplete_encrypted_passphrases_are_errors() {
     let without = |pointer: &str, key: &str, header: Value| {
         let mut header = header;
         header.pointer_mut(pointer).unwrap().as_object_mut().unwrap().remove(key).unwrap();

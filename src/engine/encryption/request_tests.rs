@@ -96,7 +96,7 @@ fn sss_takes_lists_of_servers() {
 }
 
 #[test]
-fn what_is_no_configuration_is_refused() {
+fn invalid_clevis_configurations_are_refused() {
     refused("yubikey", json!({}), "choose tang, tpm2 or sss");
     refused("", json!({}), "choose tang, tpm2 or sss");
     for pin in ["tang", "tpm2", "sss"] {

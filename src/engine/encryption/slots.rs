@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn impossible_token_slots_are_refused() {
         assert!(matches!(assign(vec![]), Err(E::NoMechanism)));
         assert!(matches!(assign(vec![key(Some(3), "a"), clevis(Some(3))]), Err(E::SlotTwice(3))));
         assert!(matches!(assign(vec![key(Some(32), "a")]), Err(E::NoSuchSlot(32))));

@@ -73,9 +73,7 @@ impl<'de> Visitor<'de> for AnyValue {
         let mut object = Map::new();
         while let Some(name) = members.next_key::<String>()? {
             if object.contains_key(&name) {
-                return Err(A::Error::custom(format_args!(
-                    "two members are named `{name}`; give each a name of its own"
-                )));
+                return Err(A::Error::custom(format_args!("two members are named `{name}`; give each another name")));
             }
             let Strict(value) = members.next_value()?;
             object.insert(name, value);

@@ -76,16 +76,16 @@ fn a_device_token_with_unknown_members_is_refused() {
         refused(&|token| drop(token.as_object_mut().unwrap().remove(key)), &format!("`{key}` is missing"));
     }
     for key in ["type", "activation_name", "pool_uuid", "device_uuid", "pool_name"] {
-        refused(&|token| token[key] = json!(1), &format!("`{key}` is no text"));
-        refused(&|token| token[key] = Value::Null, &format!("`{key}` is no text"));
+        refused(&|token| token[key] = json!(1), &format!("`{key}` is not a string"));
+        refused(&|token| token[key] = Value::Null, &format!("`{key}` is not a string"));
     }
-    refused(&|token| drop(token.as_object_mut().unwrap().remove("keyslots")), "no empty list");
-    refused(&|token| token["keyslots"] = json!(["0"]), "no empty list");
-    refused(&|token| token["keyslots"] = json!({}), "no empty list");
+    refused(&|token| drop(token.as_object_mut().unwrap().remove("keyslots")), "not an empty list");
+    refused(&|token| token["keyslots"] = json!(["0"]), "not an empty list");
+    refused(&|token| token["keyslots"] = json!({}), "not an empty list");
     refused(&|token| token["more"] = json!(1), "`more` is unknown");
     refused(&|token| token["type"] = json!("clevis"), "its type is `clevis`");
-    refused(&|token| token["pool_uuid"] = json!("p1"), "`pool_uuid` is no UUID");
-    refused(&|token| *token = json!([]), "no object");
+    refused(&|token| token["pool_uuid"] = json!("p1"), "`pool_uuid` is not a UUID");
+    refused(&|token| *token = json!([]), "not an object");
 }
 
 #[test]

@@ -75,10 +75,10 @@ impl StratisToken {
     /// If a key is unexpected or missing, or has a wrong type.
     pub fn parse(token: &Value) -> Result<StratisToken> {
         let wrong = |why: String| EncryptionError::StratisToken(why);
-        let object = token.as_object().ok_or_else(|| wrong("it is no object".to_owned()))?;
+        let object = token.as_object().ok_or_else(|| wrong("it is not an object".to_owned()))?;
         let text = |key: &'static str| match object.get(key) {
             Some(Value::String(text)) => Ok(text.as_str()),
-            Some(_) => Err(wrong(format!("`{key}` is no text"))),
+            Some(_) => Err(wrong(format!("`{key}` is not a string"))),
             None => Err(wrong(format!("`{key}` is missing"))),
         };
         const KEYS: [&str; 6] = ["type", "keyslots", "activation_name", "pool_uuid", "device_uuid", "pool_name"];
@@ -89,11 +89,11 @@ impl StratisToken {
             return Err(wrong(format!("its type is `{}`", shortened(text("type")?))));
         }
         if object.get("keyslots").and_then(Value::as_array).is_none_or(|slots| !slots.is_empty()) {
-            return Err(wrong("`keyslots` is no empty list".to_owned()));
+            return Err(wrong("`keyslots` is not an empty list".to_owned()));
         }
         let uuid = |key| {
             let text = text(key)?;
-            text.parse::<uuid::Uuid>().map_err(|_| wrong(format!("`{key}` is no UUID")))
+            text.parse::<uuid::Uuid>().map_err(|_| wrong(format!("`{key}` is not a UUID")))
         };
         Ok(StratisToken {
             activation_name: text("activation_name")?.to_owned(),

@@ -110,7 +110,7 @@ pub enum Invalid {
     Version(u8),
     #[error("its {0} is not a UUID")]
     Uuid(&'static str),
-    #[error("its initialization time, {0} s, is no calendar time")]
+    #[error("its initialization time, {0} s, is not a calendar time")]
     Time(u64),
     #[error("it gives the metadata area {0}, which is not a multiple of 4 sectors from {MDA_SIZE} up")]
     MdaSize(Sectors),

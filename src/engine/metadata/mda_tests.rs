@@ -144,7 +144,7 @@ fn of_equal_times_pair_1_is_the_older() {
 }
 
 #[test]
-fn copies_stand_in_for_what_is_broken() {
+fn second_copies_replace_broken_ones() {
     let mut area = Area::initialized();
     area.save(b"old", at(1, 0));
     area.save(b"newer", at(2, 0));

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_xfs_has_no_size() {
+    fn other_contents_have_no_xfs_size() {
         let others = [
             superblock(b"XFSA", 4096, 1),
             superblock(b"XFSB", 0, 1),

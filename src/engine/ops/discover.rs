@@ -1,4 +1,4 @@
-//! Finds pools when the daemon starts and when it refreshes, by a look at all devices
+//! Finds pools when the daemon starts and when it refreshes, by a scan of all devices
 //! (`docs/spec/engine/engine-behaviour.md` §5, 6, 8).
 //!
 //! Devices are read and pools are set up without any lock. A pool that is being set up is claimed,
@@ -25,7 +25,7 @@ use crate::{
     platform::{BlockDevice, DeviceAction, DeviceEvent},
 };
 
-/// Looks at all devices and returns one chain for each pool found; the chains may run side by side.
+/// Scans all devices and returns one chain for each pool found; the chains may run side by side.
 ///
 /// # Errors
 /// When the devices cannot be listed.
@@ -54,8 +54,8 @@ fn considerations(engine: &Engine) -> Vec<Labelled> {
     pools.into_iter().map(|pool| (format!("discovery of pool {pool}"), consider(pool))).collect()
 }
 
-/// The look at all devices when the daemon starts. Each device is read by a chain of its own, since
-/// a device that hangs must not delay the others. Clones refer to the same look.
+/// The scan of all devices when the daemon starts. A separate chain reads each device, since a
+/// device that hangs must not delay the others. Clones refer to the same scan.
 #[derive(Clone)]
 pub struct FirstLook(Arc<Mutex<Reading>>);
 
@@ -108,7 +108,7 @@ impl FirstLook {
     }
 }
 
-/// Starts the look at all devices when the daemon starts. Returns a chain for each device, with its
+/// Starts the scan of all devices when the daemon starts. Returns a chain for each device, with its
 /// label; the chains may run side by side. When they have ended, or the caller does not want to
 /// wait any longer, [`FirstLook::end`] returns the chains that come next.
 ///
@@ -167,8 +167,7 @@ fn look_around(engine: &Engine) -> Result<(Vec<Seen>, Vec<BlockDevice>)> {
 pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> Step<()> {
     Step::blocking(move |engine| {
         let platform = engine.platform();
-        // Read the known paths before the look: a device that appears later has an event of its
-        // own.
+        // Read the known paths before the scan: a device that appears later causes an event.
         let known = engine.registry().paths();
         match platform.block_devices().or_else(|_| platform.block_devices()) {
             Ok(devices) => {

@@ -16,7 +16,7 @@ use crate::{
     view::LeftAsideView,
 };
 
-/// The result of a look at a device.
+/// The contents of a device.
 pub(super) enum Look {
     Seen(Seen),
     /// The device has no Stratis contents.

@@ -57,7 +57,7 @@ pub fn decrypt_pool(uuid: PoolUuid) -> Step<Result<bool>> {
     begin(uuid, ReencryptionMode::Decrypt, move |claim| decrypt(uuid, claim))
 }
 
-/// What has to be done for a request, found by a look at the pool before the job.
+/// What has to be done for a request, as found in the pool before the job.
 enum JobOutlook {
     /// Nothing: the pool is already as requested.
     Nothing,

@@ -35,8 +35,8 @@ use crate::{
 pub enum StopOutcome {
     /// The pool ran and has been stopped.
     Done(PoolUuid),
-    /// The pool did not run. What its last start left has been taken down: devices, or the reason
-    /// of its failure.
+    /// The pool did not run. The leftovers of its last start have been removed: devices, or the
+    /// reason of its failure.
     CleanedUp(PoolUuid),
     /// The pool did not run, and nothing was left of an earlier start.
     Already,
@@ -212,8 +212,9 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
                 drop(claim);
                 stop_pool(which)
             }
-            // A failed start leaves no device up, only its reason. That this goes is a change:
-            // blivet stops a pool after it has tried a wrong passphrase, and fails on "no change".
+            // A failed start leaves no device up, only the reason of its failure. Removing the
+            // reason counts as a change: blivet stops a pool after a wrong passphrase, and takes
+            // "no change" for an error.
             Some(false) if engine.registry().forget_trouble(uuid) => Step::Done(Ok(StopOutcome::CleanedUp(uuid))),
             Some(false) => Step::Done(Ok(StopOutcome::Already)),
             Some(true) => {

@@ -8,7 +8,7 @@ use crate::engine::metadata::TagSpec;
 const GIB: u64 = 2_097_152;
 
 #[test]
-fn reserves_what_the_worked_example_says() {
+fn reservations_match_the_worked_example() {
     let spec = IntegritySpec::default();
     assert_eq!(integrity_reservation(Sectors(20_971_520), &spec), Ok(Sectors(589_832)));
     let nothing =

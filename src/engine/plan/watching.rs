@@ -24,7 +24,7 @@ use crate::{
 
 /// Bounds of the number of data blocks given out before the next check of filesystems. Above the
 /// upper bound, a new filesystem could fill up before the check. Below the lower bound, I/O would
-/// be held up too often.
+/// be delayed too often.
 const LOOK_AFTER: RangeInclusive<u64> = 32..=1024;
 /// The mark may be moved each time that this many data blocks were given out for each thin device.
 /// A disk that writes 1 GiB in a second needs 31 ms to fill them, and the kernel needs about 10 ms

@@ -172,7 +172,8 @@ pub(super) fn needed_to_decrypt<'a>(
     RequestedPins { pins, ..RequestedPins::default() }.needs(Action::Decrypt, places)
 }
 
-/// The pins and the servers of a passphrase that Clevis has encrypted; `None` if it is none.
+/// The pins and the servers of a passphrase that Clevis has encrypted; `None` if the text is not
+/// one.
 pub fn pins_and_servers(jwe: &Value) -> Option<(BTreeSet<String>, Vec<String>)> {
     RequestedPins::by_jwe(jwe).map(|requested| (requested.pins, requested.servers))
 }

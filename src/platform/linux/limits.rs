@@ -1,8 +1,8 @@
 //! Time limits of programs and child processes: one table, by activity. This module knows neither
 //! how they are run nor what happens at the limit.
 //!
-//! A limit keeps a hung program from holding its request for ever; it is no estimate. Each is far
-//! above what a slow disk and a busy machine need, because killing a program that was only slow
+//! A limit keeps a hung program from holding its request for ever; it is not an estimate. Each is
+//! far above what a slow disk and a busy machine need, because killing a program that was only slow
 //! costs its user the request.
 
 use std::time::Duration;

@@ -38,7 +38,7 @@ pub(super) fn error(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> 
 /// there.
 ///
 /// # Errors
-/// If it cannot be created or mounted, or is no directory.
+/// If it cannot be created or mounted, or is not a directory.
 pub(super) fn make_private_directory() -> Result<PrivateDirectory> {
     let directory = Path::new(PRIVATE_DIRECTORY);
     if fs::symlink_metadata(directory).is_ok_and(|found| !found.is_dir()) {

@@ -1,7 +1,7 @@
-//! What a machine must have for the daemon: programs, and parts of the kernel. The lists follow
-//! from what the code runs and loads.
+//! What a machine must have for the daemon: programs and kernel modules. The lists follow from what
+//! the code runs and loads.
 //!
-//! This module looks at files below a root folder, which need not be that of this machine. It must
+//! This module examines files below a root folder, which need not be that of this machine. It must
 //! never depend on pools.
 
 use std::{
@@ -28,16 +28,16 @@ pub struct NeededProgram {
     pub package: &'static str,
 }
 
-/// A part of the kernel that can be a module.
+/// A part of the kernel that may be built as a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NeededModule {
     /// Name of the module.
     pub name: &'static str,
     /// The device-mapper target, or the filesystem, that it provides.
     pub provides: &'static str,
-    /// What does not work without it.
+    /// The effect of its absence.
     pub without: &'static str,
-    /// No pool works without it.
+    /// Whether every pool needs it.
     pub always: bool,
 }
 
@@ -73,7 +73,7 @@ pub fn programs() -> Vec<NeededProgram> {
     Program::ALL.map(|program| NeededProgram { name: program.name().to_owned(), package: package(program) }).into()
 }
 
-/// The programs that Clevis needs to decrypt with these pins, below this root.
+/// The programs below this root that Clevis needs to decrypt with these pins.
 pub fn clevis_programs<'a>(root: &Path, pins: impl IntoIterator<Item = &'a str>) -> Vec<NeededProgram> {
     let needed = clevis::needed_to_decrypt(pins, &places(root));
     let unique: BTreeMap<String, &'static str> = needed.into_iter().collect();
@@ -90,7 +90,7 @@ fn places(root: &Path) -> String {
     PLACES.split(':').map(below).collect::<Vec<_>>().join(":")
 }
 
-/// How a program ended in time, and what it printed.
+/// The result of a program that ended in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
     /// It exited with status 0.
@@ -102,10 +102,10 @@ pub struct Ran {
 }
 
 /// Runs programs of this machine side by side, each for `limit` at most. Returns the results in
-/// their order; `None` for one that was killed at its limit.
+/// their order; `None` for a program that was killed at its limit.
 ///
 /// # Errors
-/// For each that is not installed or cannot be started.
+/// For each program that is not installed or cannot be started.
 pub fn run_each(commands: &[(&str, Vec<&OsStr>)], limit: Duration) -> Vec<io::Result<Option<Ran>>> {
     let mut results: Vec<io::Result<Option<Ran>>> =
         commands.iter().map(|_| Err(io::Error::from(io::ErrorKind::NotFound))).collect();
@@ -140,18 +140,18 @@ pub fn run_each(commands: &[(&str, Vec<&OsStr>)], limit: Duration) -> Vec<io::Re
 pub enum NoOutput {
     #[error("{0} is not installed")]
     NotInstalled(String),
-    #[error("{0} does not end")]
+    #[error("{0} did not end in time and was killed")]
     Endless(String),
-    #[error("{program} fails: {errors}")]
+    #[error("{program} failed: {errors}")]
     Failed { program: String, errors: String },
-    #[error("{program}: {source}")]
+    #[error("cannot start {program}: {source}")]
     NotStarted { program: String, source: io::Error },
 }
 
-/// What a program of this machine prints, which must exit with status 0 within `limit`.
+/// The output of a program of this machine, which must exit with status 0 within `limit`.
 ///
 /// # Errors
-/// It is not installed, or does not.
+/// The program is not installed, fails, or does not end in time.
 pub fn output(program: &str, arguments: Vec<&OsStr>, limit: Duration) -> std::result::Result<String, NoOutput> {
     let name = || program.to_owned();
     match run_each(&[(program, arguments)], limit).pop() {

@@ -24,7 +24,7 @@ use super::wait;
 
 /// Lock file of stratisd, in the runtime directory.
 pub const DAEMON: &str = "stratisd.pid";
-/// Lock file of the early-boot daemon, in the same.
+/// Lock file of the early-boot daemon, in the runtime directory.
 pub const EARLY_DAEMON: &str = "stratisd-min.pid";
 /// Program name of the early-boot daemon.
 pub const EARLY_PROGRAM: &str = "stratisd-min";
@@ -32,12 +32,12 @@ pub const EARLY_PROGRAM: &str = "stratisd-min";
 const MODE: u32 = 0o600;
 /// Longer than any process ID; a longer text is not a process ID.
 const TEXT_BYTES_MAX: u64 = 32;
-/// How long to wait for an exit before the caller is asked again.
+/// How long to wait for an exit before `go_on` is called again.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a lock may be held while its file names no process of the right program: the time from
-/// its lock to its process ID is that of two system calls.
+/// How long a lock may be held while its file names no process of the right program. A daemon
+/// writes its process ID two system calls after it takes the lock.
 const STRANGE_LIMIT: Duration = Duration::from_secs(5);
-/// How often to read the file meanwhile.
+/// The interval at which the file is read meanwhile.
 const STRANGE_LOOK: Duration = Duration::from_millis(50);
 
 /// Why the lock cannot be taken.
@@ -109,7 +109,7 @@ impl PidFile {
     }
 }
 
-/// Checks that nobody holds a lock. The file is made if there is none, as the holder would do.
+/// Checks that no process holds a lock. Creates the file if there is none, as the holder would.
 ///
 /// # Errors
 /// [`PidFileError::Taken`] if a process holds it.
@@ -122,17 +122,17 @@ pub fn check_free(path: &Path) -> Result<(), PidFileError> {
     Ok(())
 }
 
-/// Makes another daemon, `program`, release its lock: sends it SIGINT and waits for it to exit,
-/// however long it takes: it finishes what it has begun. Does not keep the lock. Does nothing if no
-/// process holds it. Asks `go_on` before each wait, which is short; when `go_on` says no, the result
-/// is `false`.
+/// Makes another daemon, `program`, release its lock: sends it SIGINT and waits until it exits,
+/// without a limit, since it completes what it has begun. Does not keep the lock. Does nothing if
+/// no process holds it. Calls `go_on` before each wait, which is short; if `go_on` returns `false`,
+/// so does this function.
 ///
 /// The holder writes its process ID after it has taken the lock. So a file that names no process,
 /// or another program, is read again for a while.
 ///
 /// # Errors
-/// [`PidFileError::Stranger`] if the file goes on to name no process that runs the program. Nobody
-/// is interrupted then.
+/// [`PidFileError::Stranger`] if the file still names no process that runs the program when the
+/// time is over. No process is interrupted then.
 pub fn take_over(path: &Path, program: &str, mut go_on: impl FnMut() -> bool) -> Result<bool, PidFileError> {
     let mut file = open(path)?;
     let mut told: Option<(Pid, OwnedFd)> = None;
@@ -360,7 +360,7 @@ mod tests {
         while !runs(pid, "sleep").unwrap() {
             std::thread::yield_now();
         }
-        // Asked once before it is interrupted, and again when it has not ended.
+        // `go_on` is called once before the holder is interrupted, and again when it has not ended.
         let mut asked = 0;
         let go_on = || {
             asked += 1;

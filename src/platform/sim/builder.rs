@@ -280,7 +280,7 @@ impl Builder {
     /// `STRATISD_SIM_SEED`.
     ///
     /// # Errors
-    /// The name of a variable whose value is no number.
+    /// The name of a variable whose value is not a number.
     pub fn variables(mut self, get: impl Fn(&str) -> Option<String>) -> Result<Builder, &'static str> {
         let number = |name: &'static str| match get(name) {
             Some(text) => text.parse::<u64>().map(Some).map_err(|_| name),

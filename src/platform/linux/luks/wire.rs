@@ -136,7 +136,7 @@ pub(super) enum LuksAnswer {
     Failed(String),
 }
 
-/// The received bytes are no frame, or its text is no expected message.
+/// The received bytes are not a frame, or its text is not an expected message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Garbled(pub(super) String);
 

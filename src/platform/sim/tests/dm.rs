@@ -124,7 +124,7 @@ fn a_failed_resume_leaves_the_old_table_suspended() {
 
 /// A table of several ranges serves I/O that crosses them.
 #[test]
-fn bytes_cross_the_lines_of_a_table() {
+fn io_may_cross_ranges_of_a_table() {
     let sim = Sim::builder().build();
     let (a, b) = (number(&sim, "/dev/a"), number(&sim, "/dev/b"));
     let table = [(0, 3, a, 100), (3, 2, b, 7), (5, 3, a, 50)];

@@ -73,7 +73,7 @@ fn a_cut_ends_everything_until_power_is_back() {
 }
 
 #[test]
-fn parts_of_a_call_are_steps() {
+fn parts_of_a_call_are_separate_steps() {
     let sim = Sim::builder().record().build();
     let path = Path::new("/dev/a");
     sim.write(path, &[WriteStep::At(0, b"1"), WriteStep::Flush, WriteStep::At(1, b"2"), WriteStep::Flush]).unwrap();
