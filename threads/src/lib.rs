@@ -9,7 +9,7 @@
 //! - [`workers`]: threads that run jobs, started as needed; a job that hangs blocks its own share
 //!   only
 //! - [`wake`]: an eventfd that ends a wait in `poll`, and that `poll`
-//! - [`pulse`]: asks threads whether they still go around their loops, and names those that do not
+//! - [`pulse`]: asks threads whether they still run their loops, and names those that do not
 //! - [`stop`]: the switch that tells all threads to end, with the reason
 //! - [`side_by_side`]: runs one function on several items in parallel and waits for the results
 //! - [`group`]: the one place that starts threads which outlive a call; it reports how each one

@@ -1,5 +1,5 @@
-//! Finds stuck threads: each thread is asked from time to time, and answers when it goes around its
-//! loop.
+//! Finds stuck threads: each thread is asked from time to time, and answers in the next iteration
+//! of its loop.
 //!
 //! Must never know: what the threads do, and what follows when one does not answer.
 //!
@@ -76,7 +76,7 @@ impl Round {
         Self { members: Vec::new(), shared: PlainArc::new(shared), answered }
     }
 
-    /// Adds a thread. `ask` makes the thread go around its loop once, without blocking. `ask` gets
+    /// Adds a thread. `ask` makes the thread run its loop once, without blocking. `ask` gets
     /// the thread's pulse, for members that answer elsewhere than in a loop.
     pub fn member(&mut self, name: &'static str, ask: Box<dyn Fn(&Pulse) + Send>) -> Pulse {
         self.members.push(AskedThread { name, ask });
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn the_last_answer_ends_the_round() {
         let (round, [(a, asked_a), (b, asked_b)]) = round(["a", "b"]);
-        assert!(round.silent().is_empty(), "nobody has been asked");
+        assert!(round.silent().is_empty(), "no thread has been asked");
         a.beat();
         assert!(round.answered().is_empty());
         for _ in 0..2 {
@@ -207,7 +207,7 @@ mod tests {
             b.beat();
             b.beat();
             assert_eq!(round.silent(), ["a"]);
-            assert!(round.answered().is_empty(), "one is missing");
+            assert!(round.answered().is_empty(), "one answer is missing");
             a.beat();
             assert!(round.silent().is_empty());
             assert_eq!(round.answered().try_iter().count(), 1, "once");
@@ -217,11 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn who_is_away_is_not_asked() {
+    fn absent_threads_are_not_asked() {
         let (round, [(a, asked_a), (b, _asked_b)]) = round(["a", "b"]);
         round.ask();
         a.away(|| {
-            assert_eq!(round.silent(), ["b"], "who goes away has answered");
+            assert_eq!(round.silent(), ["b"], "an absent thread counts as answered");
             b.beat();
             asked_a.recv().unwrap();
             assert_eq!(round.answered().try_iter().count(), 1);
@@ -231,7 +231,7 @@ mod tests {
             b.away(|| {
                 assert_eq!(round.answered().try_iter().count(), 1);
                 round.ask();
-                assert_eq!(round.answered().try_iter().count(), 1, "nobody is there who could answer");
+                assert_eq!(round.answered().try_iter().count(), 1, "no thread is left that could answer");
             });
         });
         round.ask();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_asks_a_pulse_without_a_round() {
+    fn a_pulse_without_a_round_does_nothing() {
         let pulse = Pulse::default();
         pulse.beat();
         assert_eq!(pulse.away(|| 7), 7);

@@ -158,7 +158,7 @@ mod tests {
         let waits = std::thread::Builder::new().spawn(move || trigger.trigger("other thread")).unwrap();
         assert!(before.recv_timeout(LIMIT).is_err_and(|error| error.is_disconnected()));
         assert!(stop.receiver().try_recv().is_err_and(|error| error.is_disconnected()));
-        // Whoever learns of the stop by a receiver finds the switch on.
+        // A thread that learns of the stop by a receiver finds the switch on.
         assert!(stop.is_on());
         waits.join().unwrap();
     }

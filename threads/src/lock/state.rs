@@ -60,8 +60,8 @@ use super::fault::LockFault;
 use crate::fault::planted;
 
 /// A hash map without a random seed: `iter` must walk the entries in the same order in each run, or
-/// a model checker could not replay a schedule. Collision attacks do not matter: whoever chooses
-/// keys and names may change the table anyway.
+/// a model checker could not replay a schedule. Collision attacks do not matter: callers that
+/// choose keys and names may change the table anyway.
 pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
 
 /// A type that can be a key or a name. Implemented for every type that qualifies.
