@@ -50,7 +50,8 @@ fn every_program_of_clevis_is_contained() {
     }
 }
 
-/// The module of each target that the daemon creates. That of the filesystem has a list of its own.
+/// The module of each target that the daemon creates. The module of the filesystem is in another
+/// list.
 #[test]
 fn every_target_has_its_kernel_module() {
     let modules = MODULES.iter().map(|module| module.name).filter(|name| *name != "xfs");

@@ -1,5 +1,5 @@
 //! The scripts that start pools at boot, with stand-ins for the daemon, the prompt and the clock,
-//! under each shell that may run them. Which programs stand in for what is in this folder.
+//! under each shell that may run them. The stand-ins are in this folder.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 #![allow(clippy::disallowed_methods, reason = "the programs under test are run as others run them")]
@@ -24,8 +24,8 @@ fn project(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The shells that are here, each with the arguments that make it one: that of the system, which is
-/// dash on Debian, and busybox.
+/// The installed shells, each with its arguments: the shell of the system, which is dash on Debian,
+/// and busybox.
 fn shells() -> Vec<Vec<String>> {
     let has_busybox = Command::new("busybox").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let mut shells = vec![vec!["sh".to_owned()]];
@@ -35,7 +35,8 @@ fn shells() -> Vec<Vec<String>> {
     shells
 }
 
-/// A boot: the state of the pool, what happens to it at which second, what somebody types.
+/// A boot: the state of the pool, its changes with their seconds, and the passphrases that are
+/// typed.
 struct Boot {
     state: TempDir,
     scripts: TempDir,
@@ -43,7 +44,7 @@ struct Boot {
 }
 
 impl Boot {
-    /// `state`: what is there from the start.
+    /// `state`: the state at the start.
     fn new(state: &[&str]) -> Boot {
         let boot =
             Boot { state: tempfile::tempdir().unwrap(), scripts: tempfile::tempdir().unwrap(), settings: Vec::new() };
@@ -99,7 +100,7 @@ impl Boot {
             .env("STATE", self.state.path())
             .env("STRATIS_NOTES", self.state.path().join("notes"))
             .env("STRATIS_UPTIME", self.state.path().join("uptime"))
-            // busybox would run its own.
+            // busybox would run its own sleep.
             .env("STRATIS_SLEEP", project("tests/boot_scripts/sleep"))
             .env("STRATIS_ROOTFS_UUID", POOL)
             .envs(self.settings.iter().copied())
@@ -198,12 +199,12 @@ fn a_passphrase_may_be_mistyped_twice() {
 fn a_prompt_that_nobody_answers_ends() {
     for script in BOTH {
         let (said, prompts) = check(script, || Boot::new(&[&BY_PASSPHRASE[..], &["nobody"]].concat()), 1);
-        // Not asked again.
+        // The prompt does not appear again.
         assert_eq!(prompts.lines().count(), 1, "{said}");
     }
 }
 
-/// A prompt for a pool that cannot be started would be in vain.
+/// A prompt is useless while the pool cannot be started.
 #[test]
 fn nobody_is_asked_before_all_devices_exist() {
     for script in BOTH {
@@ -227,7 +228,7 @@ fn a_dead_server_leads_to_the_prompt() {
     let (said, prompts) = check(FSTAB, || Boot::new(&BY_BOTH).answers(&["right"]), 0);
     assert_eq!(prompts.lines().count(), 1);
     assert!(said.contains("connection refused"), "{said}");
-    // Nobody types: the server comes up later, and the prompt goes away.
+    // Nobody types a passphrase: the server comes up later, and the prompt goes away.
     let (_, prompts) = check(FSTAB, || Boot::new(&BY_BOTH).plan(&["60 appear tang"]), 0);
     assert_eq!(prompts.lines().count(), 1);
     // No passphrase could help.
@@ -262,10 +263,10 @@ fn clevis_and_the_prompt_run_side_by_side() {
 #[test]
 fn clevis_goes_on_until_the_pool_is_started() {
     check(CLEVIS, || Boot::new(&BY_BOTH).with_clevis().plan(&["70 appear tang"]), 0);
-    // By a passphrase: somebody else has started it.
+    // The pool was started with a passphrase meanwhile.
     check(CLEVIS, || Boot::new(&BY_BOTH).with_clevis().plan(&["70 appear started"]), 0);
     for shell in shells() {
-        // It is not its business, and no failure.
+        // A pool without a Clevis binding is left alone, which is not a failure.
         let boot = Boot::new(&BY_PASSPHRASE).with_clevis();
         assert_eq!(boot.run(&shell, CLEVIS).0, Some(0));
         assert!(!boot.is_started());

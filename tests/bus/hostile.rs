@@ -220,7 +220,7 @@ fn descriptors_too_few_and_too_many() {
 }
 
 #[test]
-fn what_there_is_not() {
+fn unknown_objects_and_members_are_refused() {
     let victim = Victim::new();
     let attacker = Client::new(&victim.bus);
     let mut random = StdRng::seed_from_u64(1);
@@ -267,7 +267,7 @@ fn broken_messages() {
 }
 
 #[test]
-fn gone_in_the_middle_of_a_call() {
+fn clients_gone_during_a_call_do_no_harm() {
     let victim = Victim::new();
     let mut made = Vec::new();
     for round in 0..100 {
@@ -352,7 +352,7 @@ fn message_bytes(message: &Message) -> usize {
 /// daemon at 127 MiB. Without a quota, one client that kept requesting lists silenced the daemon
 /// for all others until it disconnected.
 #[test]
-fn client_that_never_reads_its_lists_harms_nobody() {
+fn unread_lists_harm_no_other_client() {
     const READ: usize = 300;
     let mut victim = Victim::new();
     let list_bytes = fill(&mut victim);
@@ -424,7 +424,7 @@ fn signals_to_one_that_never_reads() {
 /// Found in review: the bus disconnects the sender of a message that is too long, and the daemon
 /// checked only the length of lists.
 #[test]
-fn what_is_too_long_for_the_bus() {
+fn too_long_messages_are_not_sent() {
     const MOST: u32 = 32_000;
     let bus = Bus::with_limits(Limits { message_bytes: Some(MOST), ..Limits::default() });
     let daemon = bus.logging_daemon("error", &[("STRATISD_DBUS_MAX_MESSAGE_SIZE", &MOST.to_string())]);

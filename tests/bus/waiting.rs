@@ -28,7 +28,7 @@ fn unwritten_keys(client: &Client, count: usize) -> Vec<(u32, std::io::PipeWrite
 /// Found in review: for a minute, each such call held a descriptor and one of the workers that
 /// format filesystems.
 #[test]
-fn keys_that_are_not_written_hold_up_nobody() {
+fn unwritten_keys_delay_no_other_call() {
     let bus = Bus::start();
     let daemon = bus.daemon(&[]);
     let bystander = Client::new(&bus);
@@ -58,7 +58,7 @@ fn keys_that_are_not_written_hold_up_nobody() {
 /// Found in review: one call got the key. All others waited for it in a read, each with a worker,
 /// for as long as their client lived.
 #[test]
-fn one_pipe_in_several_calls_holds_up_nobody() {
+fn one_pipe_in_several_calls_delays_nobody() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
     let client = Client::new(&bus);

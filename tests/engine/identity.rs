@@ -116,7 +116,7 @@ fn kept_down_by_a_clone() -> Bench {
 /// udev may lose the event. A device that has vanished clashes with nothing, even if the daemon
 /// still lists it.
 #[test]
-fn a_vanished_clone_clashes_no_more() {
+fn a_vanished_clone_no_longer_clashes() {
     let mut bench = kept_down_by_a_clone();
     bench.sim.pull_disk(path("/dev/clone")).unwrap();
     assert!(bench.start_pool("p").unwrap());
@@ -133,7 +133,7 @@ fn an_event_ends_a_clash_with_nothing() {
     assert_eq!(bench.names(), ["p"]);
 }
 
-/// As [`a_vanished_clone_clashes_no_more`], for a clone that was overwritten.
+/// As [`a_vanished_clone_no_longer_clashes`], for a clone that was overwritten.
 #[test]
 fn a_clone_overwritten_without_event_clashes_no_more() {
     let mut bench = kept_down_by_a_clone();
@@ -269,7 +269,7 @@ fn a_holder_counts_before_the_disk_under_it() {
         pool.devices.values().map(|device| device.node.clone()).collect::<Vec<_>>()
     };
     assert!(nodes(&bench).contains(&holder.path), "{:?}", nodes(&bench));
-    assert_eq!(aside(&bench), [], "the disk under it is no other device");
+    assert_eq!(aside(&bench), [], "the disk under it is the same device");
     // The same by events: udev reports the disk before its holder.
     bench.stop_pool("p").unwrap();
     sim.dm_remove("holder").unwrap();

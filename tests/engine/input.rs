@@ -347,7 +347,7 @@ fn long_texts_are_shortened_in_errors() {
 }
 
 #[test]
-fn sizes_are_told_in_units_that_people_read() {
+fn sizes_are_shown_in_readable_units() {
     let mut bench = machine();
     bench.create_filesystems("p", &["f"]).unwrap();
     let new = NewFilesystem { name: name("f"), size: Some(Sectors(2 * GIB.0)), size_limit: None };

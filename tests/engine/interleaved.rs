@@ -277,7 +277,7 @@ fn a_failed_concurrent_request_leaves_no_trace() {
 /// Too many concurrent requests to try all their sequences. No request is stuck, and nothing is
 /// left over.
 #[test]
-fn a_crowd_of_requests_comes_to_its_end() {
+fn many_random_requests_all_end() {
     for seed in seeds(60) {
         let mut chance = StdRng::seed_from_u64(seed);
         let bench = prepared(seed);

@@ -33,7 +33,7 @@ fn is_wiped(sim: &Sim) -> bool {
 }
 
 #[test]
-fn a_destruction_is_completed_when_nobody_came_between() {
+fn an_interrupted_destruction_is_completed() {
     let bench = Bench::start(condemned());
     assert_eq!(bench.names(), Vec::<String>::new());
     assert!(is_wiped(&bench.sim));
@@ -78,7 +78,7 @@ fn a_pool_used_since_its_destruction_is_kept() {
     assert!(bench.stopped_pool("p").is_some());
 }
 
-/// A device that another daemon uses again is no leftover.
+/// A device that another daemon uses again is not left over.
 #[test]
 fn devices_of_a_restarted_pool_are_not_taken() {
     let sim = condemned();

@@ -46,7 +46,7 @@ fn sizes(bench: &Bench, name: &str) -> (u64, u64, u64) {
 
 /// Another full filesystem was mounted at the same place after the mount table had been read.
 #[test]
-fn one_is_not_extended_for_what_another_holds() {
+fn another_filesystems_usage_extends_nothing() {
     let mut bench = machine();
     let (sim, at) = (bench.sim.clone(), Path::new("/mnt/f"));
     bench.mount("p", "f");

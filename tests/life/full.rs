@@ -82,7 +82,7 @@ fn an_added_disk_ends_failing_writes() {
         assert_eq!(error.errno(), Some(nix::libc::ENOSPC));
         assert_eq!(status(&bench).data_used, status(&bench).data_total, "to the last block");
         check(&mut bench).unwrap();
-        assert_eq!(bench.pool("p").unwrap().restriction, None, "a full pool is no broken one");
+        assert_eq!(bench.pool("p").unwrap().restriction, None, "a full pool is not a broken one");
 
         assert_eq!(add(&mut bench, "/dev/large").unwrap(), 1);
         let pool = bench.pool("p").unwrap();

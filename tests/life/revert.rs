@@ -215,7 +215,7 @@ fn nothing_is_done(bench: Bench, scheduled: &[&str]) -> Bench {
 }
 
 #[test]
-fn what_is_ambiguous_is_not_done() {
+fn ambiguous_reverts_are_not_carried_out() {
     // Two scheduled snapshots of one origin.
     let mut bench = nothing_is_done(machine(MetadataVersion::V2), &["s", "r"]);
     // Cancelling one of the two makes the revert unambiguous.
@@ -239,7 +239,7 @@ fn a_missing_origin_is_not_replaced() {
 }
 
 #[test]
-fn an_ambiguity_stands_in_nobody_elses_way() {
+fn an_ambiguity_blocks_no_other_revert() {
     let mut bench = machine(MetadataVersion::V2);
     snapshot(&mut bench, "other", "o");
     bench.mark("p", "o", 9);
@@ -258,7 +258,7 @@ fn an_ambiguity_stands_in_nobody_elses_way() {
 }
 
 #[test]
-fn metadata_is_told_as_text() {
+fn metadata_is_returned_as_json() {
     let mut bench = machine(MetadataVersion::V2);
     let id = bench.id("p");
     let parse = |text: String| -> serde_json::Value { serde_json::from_str(&text).unwrap() };

@@ -161,7 +161,7 @@ fn a_daemon_that_starts_completes_a_stop() {
 }
 
 #[test]
-fn what_is_not_there_is_told() {
+fn unknown_pools_and_missing_devices_are_reported() {
     let mut bench = machine();
     let unknown = PoolRef::Uuid("11111111-2222-4333-8444-555566667777".parse().unwrap());
     for which in [unknown, by_name("none")] {
@@ -201,7 +201,7 @@ fn an_ambiguous_name_selects_no_stopped_pool() {
 }
 
 #[test]
-fn what_unlocks_is_for_encrypted_pools() {
+fn unlock_options_need_an_encrypted_pool() {
     let mut bench = machine();
     let method = UnlockOptions::any();
     let passphrase = UnlockOptions { method: None, passphrase: Some(Secret::new(b"secret".to_vec().into())) };

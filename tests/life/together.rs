@@ -97,7 +97,7 @@ fn one_of_several_starts_or_stops_acts() {
 }
 
 #[test]
-fn whatever_comes_together_comes_to_its_end() {
+fn concurrent_requests_all_end() {
     for seed in seeds() {
         let bench = machine();
         let in_p = create(&bench, "p", "g");

@@ -1,5 +1,4 @@
-//! Re-encryption jobs that fail before they have begun, and jobs that other requests interrupt
-//! without a need.
+//! Re-encryption jobs that fail before they have begun, and jobs that a refused request interrupts.
 
 use stratisd::{
     base::pool_ref::PoolRef,
@@ -194,7 +193,7 @@ fn an_encryption_half_recorded_needs_no_key() {
 
 /// A daemon that was killed before a re-encryption began has left the new volume key in the headers.
 #[test]
-fn a_job_killed_before_its_begin_leaves_nothing() {
+fn a_job_killed_before_it_begins_leaves_nothing() {
     for version in [MetadataVersion::V1, V2] {
         let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, version);
         let before = keyslots(&bench, version);

@@ -98,7 +98,7 @@ fn a_new_volume_key_replaces_the_old() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_and_changes_nothing() {
+fn impossible_jobs_are_refused_and_change_nothing() {
     let mut bench = clear();
     let pool = bench.id("p");
     assert!(matches!(bench.run(ops::reencrypt_pool(pool)), Err(Error::NothingToOpen { .. })));

@@ -361,7 +361,7 @@ fn a_job_interrupted_between_devices_has_begun() {
             assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{by}");
             assert_eq!(mark(&bench), 7, "{by}");
         }
-        assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap(), "{by}: whoever asks again gets new keys");
+        assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap(), "{by}: another request makes new keys");
         assert!(is_done(&bench, ReencryptionMode::Reencrypt) && mark(&bench) == 7, "{by}");
         bench.check_nothing_left(by);
     }

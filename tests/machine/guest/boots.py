@@ -1,5 +1,5 @@
 """Boots from pools: makes a root file system on a pool, with initial ramdisks that start it, and
-checks what a machine has become that booted from there.
+checks a machine that has booted from them.
 
   boots.py make plain|passphrase|clevis INITRD...     leaves the initial ramdisks on the last disk
   boots.py check EXPECTED...                          after a boot from a pool
@@ -255,7 +255,7 @@ def stratisd_has_taken_over():
 
 
 def watched_all_the_time():
-    """No moment without a daemon: that of the initrd has lived until another one took over."""
+    """The daemon of the initrd has run until another one took over, so no moment was without a daemon."""
     log = run("journalctl", "--no-pager", "-b", "-o", "short-monotonic", "-t", "stratisd-min", "-t", "@stratisd-min",
               "-t", "stratisd", "-t", "systemd")  # fmt: skip
     print("\n".join(line for line in log.splitlines() if "tratis" in line)[-4000:])

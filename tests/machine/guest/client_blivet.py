@@ -14,7 +14,7 @@ PASSPHRASE, WRONG = "the passphrase of this test", "another passphrase"
 
 
 def empty_tree(disks):
-    """blivet, which has not looked at the system yet, and sees the test's disks only."""
+    """A new blivet, which has not scanned the system yet and sees only the disks of the test."""
     import blivet as package
 
     tree = package.Blivet()
@@ -24,7 +24,7 @@ def empty_tree(disks):
 
 @pytest.fixture
 def blivet(disks):
-    """A device tree of the test's disks, as it is after a look at the system."""
+    """A device tree of the disks of the test, after a scan of the system."""
     logging.getLogger("blivet").setLevel(logging.DEBUG)
     tree = empty_tree(disks)
     tree.reset()
@@ -57,7 +57,7 @@ def test_plain_pool(blivet, disks):
         blivet.create_device(device)
     blivet.do_it()
 
-    # The daemon has them, and so has a new look at the system.
+    # The daemon has them, and a new scan finds them.
     stratis = Stratis()
     there = stratis.pool("p")
     assert sorted(there.devices) == sorted(disks[:2])
@@ -91,7 +91,7 @@ def test_plain_pool(blivet, disks):
     assert system.contents("/mnt/f") == data
     first.format.unmount()
 
-    # A member more, as the storage role does.
+    # Add a member, as the storage role does.
     pool = blivet.devicetree.get_device_by_name("p")
     (third,) = format_disks(blivet, disks[2:3])
     from blivet.deviceaction import ActionAddMember
@@ -164,7 +164,7 @@ def test_encrypted_pool(blivet, disks, tmp_path):
     blivet.reset()
     assert tree_of(blivet) == {"e": ["f"]}
 
-    # The server alone.
+    # Unlock by the server alone.
     pool = blivet.devicetree.get_device_by_name("e")
     pool.teardown()
     pool.passphrase = None

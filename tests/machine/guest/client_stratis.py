@@ -49,8 +49,9 @@ class Client:
         return subprocess.run([f"stratis-{self.version}", *words], capture_output=True, text=True, check=False, input=stdin)
 
     def __call__(self, *words, stdin=None):
-        """Runs the program, which must succeed; returns its output. On standard error it says nothing,
-        but for a warning where it reads a passphrase from something that is no terminal."""
+        """Runs the program, which must succeed; returns its output. Standard error must be empty,
+        except for a warning when the program reads a passphrase from something other than a
+        terminal."""
         ended = self._call(words, stdin)
         assert ended.returncode == 0 and (stdin or not ended.stderr), f"stratis {' '.join(words)}: {ended.stdout}{ended.stderr}"
         return ended.stdout

@@ -1,4 +1,4 @@
-"""What systemd says of the installed units: no mistake in them, and how much a fault could reach."""
+"""What systemd reports about the installed units: no errors, and a bounded exposure."""
 
 import subprocess
 
