@@ -14,7 +14,7 @@ use stratisd::{
     platform::{
         DeviceAction, DeviceEvent, Platform, Timestamp,
         dm::{Line, Visibility},
-        sim::Sim,
+        sim::{CallKind, Sim},
     },
     view::LeftAsideView,
 };
@@ -122,15 +122,27 @@ fn a_vanished_clone_no_longer_clashes() {
     assert!(bench.start_pool("p").unwrap());
 }
 
-/// The next event of the original ends the clash.
+fn changed(bench: &mut Bench, disk: &str) {
+    let device = bench.sim.find_device(path(disk)).ok();
+    let event = DeviceEvent { action: DeviceAction::Change, path: path(disk).into(), device, unlinked: None };
+    bench.run(ops::device_event(event));
+}
+
+/// The next event of the original ends the clash, even if another disk has got the node of the
+/// clone.
 #[test]
 fn an_event_ends_a_clash_with_nothing() {
-    let mut bench = kept_down_by_a_clone();
-    bench.sim.pull_disk(path("/dev/clone")).unwrap();
-    let device = bench.sim.find_device(path("/dev/a")).ok();
-    let changed = DeviceEvent { action: DeviceAction::Change, path: path("/dev/a").into(), device, unlinked: None };
-    bench.run(ops::device_event(changed));
-    assert_eq!(bench.names(), ["p"]);
+    for is_replaced in [false, true] {
+        let mut bench = kept_down_by_a_clone();
+        bench.sim.pull_disk(path("/dev/clone")).unwrap();
+        if is_replaced {
+            bench.sim.add_disk(path("/dev/new"), TIB).unwrap();
+            bench.sim.pull_disk(path("/dev/new")).unwrap();
+            bench.sim.replug_disk(path("/dev/new"), path("/dev/clone")).unwrap();
+        }
+        changed(&mut bench, "/dev/a");
+        assert_eq!(bench.names(), ["p"], "replaced: {is_replaced}");
+    }
 }
 
 /// As [`a_vanished_clone_no_longer_clashes`], for a clone that was overwritten.
@@ -345,6 +357,21 @@ fn an_unused_disk_that_moved_stays_a_member() {
     assert_eq!(disks::json_on(&sim, "/dev/moved")["name"], "renamed");
 }
 
+/// The pool has not lost the disk, so a copy of it does not take its place.
+#[test]
+fn a_clone_of_an_unused_disk_replaces_nothing() {
+    let mut watched = Watched::start(two_disks());
+    let sim = watched.bench.sim.clone();
+    clone_disk(&sim, "/dev/b", "/dev/clone");
+    watched.settle();
+    let pool = watched.bench.pool("p").unwrap();
+    assert!(pool.devices.values().any(|device| device.node == path("/dev/b")), "{:?}", pool.devices);
+    assert_eq!(aside(&watched.bench)[0].path, path("/dev/clone"));
+    watched.bench.run(ops::rename_pool(watched.bench.id("p"), name("renamed"))).unwrap();
+    assert_eq!(disks::json_on(&sim, "/dev/b")["name"], "renamed");
+    assert_eq!(disks::json_on(&sim, "/dev/clone")["name"], "p");
+}
+
 /// Formerly two disks that had swapped their nodes were mistaken for each other, and one pool was
 /// never found.
 #[test]
@@ -453,18 +480,63 @@ fn a_stop_forgets_a_disk_plugged_in_again() {
 /// the next one.
 #[test]
 fn a_failed_stop_without_disks_is_repeated() {
-    let mut bench = Bench::start(two_disks());
-    let thin_pool = Role::ThinPool.name(bench.id("p"));
-    for disk in ["/dev/a", "/dev/b"] {
-        bench.sim.pull_disk(path(disk)).unwrap();
+    for held in [Role::ThinPool, Role::ThinMeta] {
+        let mut bench = Bench::start(two_disks());
+        let held = held.name(bench.id("p"));
+        for disk in ["/dev/a", "/dev/b"] {
+            bench.sim.pull_disk(path(disk)).unwrap();
+        }
+        bench.sim.hold_device(&held, 1000).unwrap();
+        let error = bench.stop_pool("p").unwrap_err();
+        assert!(error.is_busy(), "{error:?}");
+        assert_eq!(bench.pool("p").unwrap().restriction, None, "{held}");
+        bench.sim.hold_device(&held, 0).unwrap();
+        bench.stop_pool("p").unwrap();
+        assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
     }
-    bench.sim.hold_device(&thin_pool, 1000).unwrap();
-    let error = bench.stop_pool("p").unwrap_err();
-    assert!(error.is_busy(), "{error:?}");
-    assert_eq!(bench.pool("p").unwrap().restriction, None);
-    bench.sim.hold_device(&thin_pool, 0).unwrap();
-    bench.stop_pool("p").unwrap();
-    assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+}
+
+/// Stops the pool of [`two_disks`] after a change of its disks. Returns the nodes of the stopped
+/// pool, and whether its stop was recorded.
+fn stopped_after(change: impl FnOnce(&Sim)) -> (Bench, Vec<String>, bool) {
+    let mut bench = Bench::start(two_disks());
+    change(&bench.sim);
+    let (stopped, said) = listen(|| bench.stop_pool("p"));
+    stopped.unwrap();
+    let nodes = bench.stopped_pool("p").map(|pool| pool.devices.clone()).unwrap_or_default();
+    let mut nodes: Vec<_> = nodes.iter().map(|(node, _)| node.display().to_string()).collect();
+    nodes.sort();
+    (bench, nodes, !said.contains("its devices are gone"))
+}
+
+#[test]
+fn an_unreadable_disk_beside_another_stays_known() {
+    let (_, nodes, is_recorded) = stopped_after(|sim| sim.spoil(path("/dev/b"), 0..1 << 16).unwrap());
+    assert_eq!((nodes, is_recorded), (vec!["/dev/a".to_owned(), "/dev/b".to_owned()], true));
+}
+
+#[test]
+fn overwritten_disks_are_forgotten_by_a_stop() {
+    let (_, nodes, is_recorded) = stopped_after(|sim| {
+        ["/dev/a", "/dev/b"].iter().for_each(|disk| sim.put(path(disk), 0, &[0; 1 << 20]).unwrap());
+    });
+    assert_eq!((nodes, is_recorded), (vec![], false));
+}
+
+/// The disks could not be read for a moment. They stay known, and the stop is recorded with the
+/// next event.
+#[test]
+fn a_stop_survives_disks_unreadable_for_moments() {
+    let (mut bench, nodes, is_recorded) = stopped_after(|sim| {
+        // Each of three tries reads both copies of the header.
+        ["/dev/a", "/dev/b"].iter().for_each(|disk| (0..6).for_each(|_| sim.faults().fail_next(CallKind::Read, disk)));
+    });
+    assert_eq!(bench.sim.faults().struck(), 12);
+    assert_eq!((nodes, is_recorded), (vec!["/dev/a".to_owned(), "/dev/b".to_owned()], false));
+    changed(&mut bench, "/dev/a");
+    assert_eq!(disks::json_on(&bench.sim, "/dev/a")["started"], false);
+    assert_eq!(bench.names(), Vec::<String>::new());
+    assert!(bench.start_pool("p").unwrap());
 }
 
 /// While some of a stopped pool is up, its devices stay known, even one that is gone.

@@ -160,6 +160,76 @@ fn a_daemon_that_starts_completes_a_stop() {
     assert!(bench.sim.leftovers().is_empty());
 }
 
+/// A removal of a device may report a failure although the device is gone.
+#[test]
+fn a_stop_is_partial_while_something_is_up() {
+    let mut outcomes = [0, 0];
+    for step in 0.. {
+        let mut bench = machine();
+        let lowest = Role::OriginSub.name(bench.id("p"));
+        // The first attempt to take the pool down fails, so the second one counts.
+        bench.sim.faults().fail_next(CallKind::DmFind, &lowest);
+        let strike = bench.sim.steps() + step;
+        bench.sim.faults().fail_after(strike);
+        let stopped = bench.stop_pool("p");
+        if bench.sim.steps() <= strike {
+            break;
+        }
+        bench.sim.faults().clear();
+        let is_up = !bench.sim.leftovers().is_empty();
+        match stopped {
+            Ok(StopOutcome::Done(_)) => assert!(!is_up, "step {step}"),
+            Ok(StopOutcome::Partly(..)) => assert!(is_up, "step {step}"),
+            Ok(other) => panic!("step {step}: {other:?}"),
+            Err(_) => continue,
+        }
+        assert_eq!(is_partial(&bench, "p"), Some(is_up), "step {step}");
+        outcomes[usize::from(is_up)] += 1;
+    }
+    assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
+}
+
+/// Somebody has removed by hand what a stop had left up.
+#[test]
+fn a_failed_clean_up_looks_what_is_up() {
+    let mut bench = partly_stopped();
+    let lowest = bench.sim.leftovers().devices[0].clone();
+    bench.sim.hold_device(&lowest, 0).unwrap();
+    bench.sim.dm_remove(&lowest).unwrap();
+    for _ in 0..2 {
+        bench.sim.faults().fail_next(CallKind::DmList, "");
+    }
+    bench.stop_pool("p").unwrap_err();
+    assert_eq!(bench.sim.faults().struck(), 2);
+    assert_eq!(is_partial(&bench, "p"), Some(false));
+}
+
+/// A start that panics tells nobody what it has brought up.
+#[test]
+fn a_start_that_panicked_is_cleaned_up() {
+    let mut cleaned = 0;
+    for step in 0.. {
+        let mut bench = machine();
+        bench.stop_pool("p").unwrap();
+        bench.sim.faults().panic_at(bench.sim.steps() + step);
+        let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.start_pool("p")));
+        if bench.sim.faults().struck() == 0 {
+            break;
+        }
+        let is_up = !bench.sim.leftovers().is_empty();
+        let stopped = bench.stop_pool("p");
+        let at = format!("step {step}: {started:?}, then {stopped:?}");
+        match stopped {
+            Ok(StopOutcome::CleanedUp(_)) => cleaned += usize::from(is_up),
+            Ok(StopOutcome::Done(_)) => {}
+            Ok(StopOutcome::Already) => assert!(!is_up, "{at}"),
+            _ => panic!("{at}"),
+        }
+        assert!(bench.sim.leftovers().is_empty(), "{at}: {:?}", bench.sim.leftovers());
+    }
+    assert!(cleaned > 0, "no start left anything up");
+}
+
 #[test]
 fn unknown_pools_and_missing_devices_are_reported() {
     let mut bench = machine();

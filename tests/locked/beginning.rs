@@ -205,3 +205,33 @@ fn a_job_killed_before_it_begins_leaves_nothing() {
         bench.check_nothing_left("killed before the job");
     }
 }
+
+/// The last write of a job may report a failure although it has taken effect.
+#[test]
+fn a_job_is_complete_if_its_header_is() {
+    for (work, version) in WORKS {
+        let job = |fails_after: Option<u64>| {
+            let mut bench = pool(Sim::builder().build(), work, version);
+            let rest = begun(&mut bench, work);
+            fails_after.into_iter().for_each(|step| bench.sim.faults().fail_after(step));
+            let rest = long(&bench.engine, rest);
+            bench.sim.faults().clear();
+            (bench, rest)
+        };
+        let headers = |bench: &Bench| {
+            let header = |device: std::path::PathBuf| bench.sim.luks_read(&device).unwrap();
+            luks_devices(bench, version).into_iter().map(header).collect::<Vec<_>>()
+        };
+        let (bench, _) = job(None);
+        let (complete, last) = (headers(&bench), bench.sim.steps());
+        let mut count = 0;
+        for step in last - 12..last {
+            let (mut bench, rest) = job(Some(step));
+            let is_complete = headers(&bench) == complete;
+            let done = bench.run(rest);
+            assert!(done.is_ok() || !is_complete, "{work:?} {version:?}, step {step} of {last}: {done:?}");
+            count += usize::from(is_complete);
+        }
+        assert!(count > 0, "{work:?} {version:?}");
+    }
+}

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use stratisd::{
+    base::ids::PoolUuid,
     engine::{encryption::UnlockMethod, metadata::MetadataVersion},
     platform::{Platform, luks::HeaderChange, sim::Sim},
 };
@@ -33,6 +34,16 @@ fn clone_disk(sim: &Sim, from: &str, to: &str) {
         let range = mebibyte << 20..(mebibyte + 1) << 20;
         sim.put(Path::new(to), range.start, &sim.durable(Path::new(from), range)).unwrap();
     }
+}
+
+/// Makes a leftover of a LUKS device: its token names this pool.
+pub fn name_pool(sim: &Sim, disk: &str, pool: PoolUuid, name: &str) {
+    let disk = Path::new(disk);
+    let header = sim.header(disk).unwrap();
+    let (number, mut token) = header.tokens.into_iter().find(|(_, token)| token.get("pool_uuid").is_some()).unwrap();
+    token["pool_uuid"] = pool.simple().to_string().into();
+    token["pool_name"] = name.into();
+    sim.luks_change(disk, None, &[HeaderChange::PutToken(number, token)]).unwrap();
 }
 
 #[test]
@@ -75,13 +86,7 @@ fn a_foreign_luks_device_keeps_no_pool_down() {
     bench.stop_pool("p").unwrap();
     bench.stop_pool("q").unwrap();
     unset_key(&mut bench, "other");
-    // Make a leftover: its token names `p`.
-    let disk = Path::new("/dev/c");
-    let header = bench.sim.header(disk).unwrap();
-    let (number, mut token) = header.tokens.into_iter().find(|(_, token)| token.get("pool_uuid").is_some()).unwrap();
-    token["pool_uuid"] = uuid.simple().to_string().into();
-    token["pool_name"] = "p".into();
-    bench.sim.luks_change(disk, None, &[HeaderChange::PutToken(number, token)]).unwrap();
+    name_pool(&bench.sim, "/dev/c", uuid, "p");
     let mut bench = bench.reboot();
     set_key(&mut bench, "k", "secret of k");
     assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());

@@ -3,14 +3,20 @@
 
 use stratisd::{
     base::units::Sectors,
-    engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
-    platform::{Platform, sim::Sim},
+    engine::{Error, dm_names::Role, encryption::UnlockMethod, metadata::MetadataVersion, ops},
+    platform::{
+        Platform,
+        luks::ReencryptionMode,
+        sim::{CallKind, Sim},
+    },
 };
 use support::{
     bench::{Bench, GIB},
     disks,
     keys::{adopted_without_key, by_key, by_tang, create, machine, set_key, shown, start, unset_key},
 };
+
+use crate::under_way::begun;
 
 /// An unencrypted pool with marks in two filesystems.
 fn clear() -> Bench {
@@ -120,7 +126,7 @@ fn impossible_jobs_are_refused_and_change_nothing() {
 }
 
 fn cap(bench: &Bench) -> String {
-    stratisd::engine::dm_names::Role::Cache.name(bench.id("p"))
+    Role::Cache.name(bench.id("p"))
 }
 
 /// A partial save of the pool metadata covers only ten devices. Here a device with an older state
@@ -143,21 +149,38 @@ fn every_device_records_whether_it_is_encrypted() {
     assert_eq!(recorded(&bench), clear);
 }
 
-/// The pool grows during the job without recording each growth. For that, the job allocates space
-/// in advance.
-#[test]
-fn an_encryption_takes_fifty_gib_in_advance() {
+/// A pool on a disk of 10 GiB, encrypted or not, that has just got a disk of 200 GiB. A failed
+/// check has kept it from using the new disk.
+fn enlarged(is_encrypted: bool) -> Bench {
     let sim =
         Sim::builder().disk("/dev/a", Sectors(10 * GIB.0)).disk("/dev/b", Sectors(200 * GIB.0)).only_these().build();
     let mut bench = Bench::start(sim);
     set_key(&mut bench, "k", "secret of k");
-    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![]).unwrap();
+    let bindings = if is_encrypted { vec![by_key(Some(1), "k")] } else { vec![] };
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], bindings).unwrap();
+    (0..9).for_each(|_| bench.sim.faults().fail_next(CallKind::DmStatus, "thinpool"));
     assert_eq!(bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()])).unwrap().len(), 1);
-    assert!(bench.run(ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k")])).unwrap());
-    let json = disks::json_on(&bench.sim, "/dev/b");
-    let allocs = json["backstore"]["data_tier"]["blockdev"]["allocs"][0].as_array().unwrap();
-    let taken: u64 = allocs.iter().map(|segment| segment["length"].as_u64().unwrap()).sum();
-    assert!(taken >= 50 * GIB.0, "{taken} sectors, {json}");
+    bench.sim.faults().clear();
+    bench
+}
+
+/// A job cannot make the crypt device larger, so it allocates space for the pool before it begins.
+#[test]
+fn a_pool_grows_by_fifty_gib_during_jobs() {
+    let thin_data = |bench: &Bench| bench.sim.dm_find(&Role::ThinData.name(bench.id("p"))).unwrap().unwrap().size();
+    for work in [ReencryptionMode::Encrypt, ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt] {
+        let mut bench = enlarged(work != ReencryptionMode::Encrypt);
+        let before = thin_data(&bench);
+        assert!(before < Sectors(10 * GIB.0), "{work:?}: {before:?}");
+        let rest = begun(&mut bench, work);
+        let recorded = |bench: &Bench| disks::json_on(&bench.sim, "/dev/b")["backstore"]["data_tier"].clone();
+        let tier = recorded(&bench);
+        bench.run(ops::check_now(bench.id("p"))).unwrap();
+        assert_eq!(thin_data(&bench).0 - before.0, 50 * GIB.0, "{work:?}");
+        assert_eq!(recorded(&bench), tier, "{work:?}: the space was allocated in advance");
+        assert!(bench.run(rest).unwrap(), "{work:?}");
+        bench.check_nothing_left("after the job");
+    }
 }
 
 /// In version 1, the pool has no crypt device that could not be extended.

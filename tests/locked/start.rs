@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use stratisd::{
-    base::pool_ref::PoolRef,
+    base::{pool_ref::PoolRef, units::Sectors},
     engine::{
         Error,
         dm_names::{self, Role},
@@ -14,12 +14,12 @@ use stratisd::{
     },
     platform::{
         DeviceClass, Platform,
-        sim::{CallKind, Sim, Trouble},
+        sim::{CallKind, LuksCall, Sim, Trouble},
     },
     view::DeviceTier,
 };
 use support::{
-    bench::{Bench, name},
+    bench::{Bench, GIB, name},
     keys::{adopted_without_key, by_key, by_tang, create, machine, secret, set_key, shown, start, unset_key},
 };
 
@@ -308,4 +308,122 @@ fn an_addition_cut_short_leaves_no_container() {
         }
         assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
     }
+}
+
+/// Where nothing opens a pool, none of its LUKS devices stays open: a start or stop that was cut
+/// short opened or closed only some of them.
+#[test]
+fn a_daemon_closes_what_a_start_opened() {
+    let (mut stopped, mut runs) = (0, 0);
+    for step in 0.. {
+        let mut bench = pool(MetadataVersion::V1);
+        bench.stop_pool("p").unwrap();
+        bench.sim.faults().kill_at(bench.sim.steps() + step);
+        let started = start(&mut bench, "p", Some(UnlockMethod::Any), None).is_ok();
+        bench.sim.faults().clear();
+        if started {
+            break;
+        }
+        let (opened, bench) = (bench.sim.opened().len(), Bench::start(bench.sim));
+        let at = format!("step {step}, {opened} devices were open");
+        match bench.pool("p") {
+            Some(_) => runs += 1,
+            None => {
+                assert!(bench.sim.leftovers().is_empty(), "{at}: {:?}", bench.sim.leftovers());
+                stopped += usize::from(opened == 1);
+            }
+        }
+        bench.check_nothing_left(&at);
+    }
+    assert!(stopped > 0 && runs > 0, "{stopped}, {runs}");
+}
+
+/// The name in the headers identifies a pool whose LUKS devices are closed.
+#[test]
+fn a_rename_cut_short_leaves_one_name() {
+    let mut mended = 0;
+    for step in 0.. {
+        let mut bench = pool(MetadataVersion::V1);
+        let names = |bench: &Bench| {
+            ["/dev/a", "/dev/b"].map(|disk| {
+                let tokens = bench.sim.header(Path::new(disk)).unwrap().tokens;
+                tokens.values().find_map(|token| Some(token.get("pool_name")?.as_str()?.to_owned())).unwrap()
+            })
+        };
+        bench.sim.faults().kill_at(bench.sim.steps() + step);
+        let renamed = bench.run(ops::rename_pool(bench.id("p"), name("q"))).is_ok();
+        bench.sim.faults().clear();
+        if renamed {
+            break;
+        }
+        let before = names(&bench);
+        let bench = Bench::start(bench.sim);
+        let name = bench.names().remove(0);
+        assert_eq!(names(&bench), [name.clone(), name.clone()], "step {step}");
+        mended += usize::from(before != [name.clone(), name]);
+    }
+    assert!(mended > 0);
+}
+
+/// A disk that was added is recorded before the crypt device is made larger, which takes the volume
+/// key. A stop forgets the key.
+#[test]
+fn a_start_enlarges_an_adopted_crypt_device() {
+    let size = Sectors(100 * GIB.0);
+    let mut bench = Bench::start(Sim::builder().disk("/dev/a", size).disk("/dev/b", size).build());
+    set_key(&mut bench, "k", "secret of k");
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
+    bench.run(ops::check_now(bench.id("p"))).unwrap();
+    let crypt = Role::Crypt.name(bench.id("p"));
+    let length = |bench: &Bench| bench.sim.dm_find(&crypt).unwrap().unwrap().size();
+    let before = length(&bench);
+    (0..9).for_each(|_| bench.sim.faults().fail_next(CallKind::Luks(LuksCall::Resize), ""));
+    bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()])).unwrap();
+    assert!(bench.sim.faults().struck() > 0);
+    bench.sim.hold_device(&crypt, 1000).unwrap();
+    assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Partly(..)));
+    bench.sim.hold_device(&crypt, 0).unwrap();
+    bench.sim.faults().clear();
+    assert_eq!(length(&bench), before, "it is still open, with its former size");
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+    assert!(length(&bench) > before && bench.pool("p").unwrap().volume_key_loaded);
+    bench.check_nothing_left("larger");
+}
+
+/// The pool has dropped the cache while its device was missing. What lies on the device is none of
+/// the pool's business.
+#[test]
+fn a_dropped_cache_device_is_closed_unwiped() {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
+    bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap();
+    bench.stop_pool("p").unwrap();
+    let fast = Path::new("/dev/fast");
+    bench.sim.pull_disk(fast).unwrap();
+    let mut bench = bench.reboot();
+    set_key(&mut bench, "k", "secret of k");
+    let without = ops::start_pool(PoolRef::Name(name("p")), UnlockOptions::any(), CacheTier::Drop);
+    bench.run(without).unwrap();
+    bench.stop_pool("p").unwrap();
+    bench.sim.add_disk(fast, GIB).unwrap();
+    let mut bench = bench.reboot();
+    set_key(&mut bench, "k", "secret of k");
+    let before = bench.sim.durable(fast, 0..64 << 20);
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+    assert!(!bench.pool("p").unwrap().has_cache);
+    assert!(bench.sim.header(fast).is_some() && bench.sim.durable(fast, 0..64 << 20) == before);
+    bench.check_nothing_left("beside a dropped cache device");
+}
+
+/// Of errors that leave equally much behind, the first one is told.
+#[test]
+fn the_first_disk_that_fails_is_named() {
+    let mut bench = machine();
+    for disk in ["/dev/a", "/dev/b"] {
+        bench.sim.faults().fail_next(CallKind::Luks(LuksCall::Format), disk);
+    }
+    let binding = vec![by_key(Some(1), "k")];
+    let error = create(&mut bench, MetadataVersion::V1, "p", &["/dev/a", "/dev/b"], binding).unwrap_err();
+    assert_eq!(bench.sim.faults().struck(), 2);
+    assert!(error.sentence().contains("/dev/a"), "{}", error.sentence());
 }

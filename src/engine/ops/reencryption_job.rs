@@ -221,7 +221,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
             (JobStart::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
                 Some(NewKey { passphrase, from, to }) => {
                     let begin = Begin::Reencrypt { from: *from, to: *to };
-                    Ok(run(Unlock { passphrase, keyslot: Some(*from) }, begin)?)
+                    run(Unlock { passphrase, keyslot: Some(*from) }, begin).map_err(Error::from)
                 }
                 None => Ok(ReencryptionEnd::Finished),
             },
@@ -230,7 +230,7 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
                 match prepared_key(platform, &bindings_of(job.version, &header)?)? {
                     Some(NewKey { passphrase, from, to }) => {
                         let begin = Begin::Reencrypt { from, to };
-                        Ok(run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin)?)
+                        run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin).map_err(Error::from)
                     }
                     None => Ok(ReencryptionEnd::Finished),
                 }

@@ -121,7 +121,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
     check_unmounted(platform, pool)?;
-    let was_decided = pool.meta().destroying.is_some() || pool.meta().started == Some(false);
+    let was_decided = pool.meta().started == Some(false);
     let reach = match was_decided {
         // A request that has panicked since has decided the stop; the pool's LUKS devices may be
         // closed.
