@@ -229,3 +229,35 @@ fn a_leftover_in_use_keeps_no_pool_down() {
     bench.check_nothing_left("when it is free");
     assert_eq!(bench.pool("p").unwrap().filesystems.len(), 3);
 }
+
+/// The destruction of a filesystem was decided, and its completion fails at the next set-up. Its
+/// snapshots have their new origin nevertheless, and no others.
+#[test]
+fn snapshots_never_show_a_destroyed_origin() {
+    let mut shown = 0;
+    for step in 0.. {
+        let mut bench = Bench::with_two_filesystems();
+        for (origin, to) in [("f", "s"), ("f", "t"), ("g", "u")] {
+            snapshot(&mut bench, origin, to).unwrap();
+        }
+        bench.sim.faults().kill_at(bench.sim.steps() + step);
+        let is_done = destroy(&mut bench, &["f"]).is_ok();
+        bench.sim.faults().clear();
+        if is_done {
+            break;
+        }
+        let decided = bench.sim.list_files(&format!(".mdv-{}/pending", bench.id("p").simple())).unwrap().len();
+        // The set-up tries each file twice.
+        (0..2).for_each(|_| bench.sim.faults().fail_next(CallKind::WriteTemp, "/filesystems/"));
+        let before = bench.sim.faults().struck();
+        let bench = Bench::start(bench.sim);
+        let pool = bench.pool("p").unwrap();
+        if pool.filesystems.values().any(|filesystem| filesystem.name.as_str() == "f") {
+            continue;
+        }
+        let origins = ["s", "t", "u"].map(|name| origin(&bench, name));
+        assert_eq!(origins, [None, None, Some("g".to_owned())], "step {step}, {decided} entries");
+        shown += usize::from(bench.sim.faults().struck() > before);
+    }
+    assert!(shown > 0, "no completion has failed");
+}

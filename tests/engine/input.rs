@@ -441,3 +441,18 @@ fn nobody_comes_between_the_look_and_the_write() {
     let first = trace.iter().find(|step| step.subject == "/dev/a" && step.call != CallKind::FindDevice).unwrap();
     assert_eq!(first.call, CallKind::Hold, "it is taken before anything of it is looked at");
 }
+
+/// The daemon has not heard of the disk yet.
+#[test]
+fn a_disk_of_an_unknown_pool_is_owned() {
+    let mut other = Bench::start(Sim::builder().seed(7).build());
+    other.create_pool("other", &["/dev/a"]).unwrap();
+    let disk = Path::new("/dev/new");
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.sim.add_disk(disk, TIB).unwrap();
+    bench.sim.put(disk, 0, &other.sim.durable(Path::new("/dev/a"), 0..1 << 20)).unwrap();
+    let before = Witness::of(&bench);
+    let error = bench.create_pool("new", &["/dev/new"]).unwrap_err();
+    assert!(matches!(error, OwnedByPool { pool, .. } if pool == other.id("other")), "{error:?}");
+    before.check_unchanged(&bench, "the disk of an unknown pool");
+}

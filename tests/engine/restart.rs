@@ -1,6 +1,8 @@
 //! A daemon starts on a machine that kept running. It adopts active devices, and cleans up
 //! unfinished ones.
 
+use std::path::Path;
+
 use stratisd::{
     engine::{
         dm_names::{self, Role},
@@ -8,9 +10,15 @@ use stratisd::{
     },
     platform::{Platform, sim::Sim},
 };
-use support::bench::{Bench, name};
+use support::{
+    bench::{Bench, GIB, name},
+    disks,
+};
 
-use crate::witness::{Witness, listen};
+use crate::{
+    discovery::two_disks,
+    witness::{Witness, listen},
+};
 
 #[test]
 fn a_running_stack_is_adopted_as_it_is() {
@@ -137,11 +145,7 @@ fn an_interrupted_creation_is_undone_or_completed() {
     for steps in 0.. {
         let mut scheduler = support::scheduler::Scheduler::new(Bench::with_two_filesystems(), 1);
         let pool = scheduler.bench.id("p");
-        let new = ["h", "i"].map(|text| ops::NewFilesystem {
-            name: name(text),
-            size: Some(support::bench::GIB),
-            size_limit: None,
-        });
+        let new = ["h", "i"].map(|text| ops::NewFilesystem { name: name(text), size: Some(GIB), size_limit: None });
         scheduler.begin("create", ops::create_filesystems(pool, new.to_vec()));
         let over = (0..steps).any(|_| !scheduler.step());
         let mut bench = Bench::start(scheduler.bench.sim.clone());
@@ -154,5 +158,47 @@ fn an_interrupted_creation_is_undone_or_completed() {
             assert_eq!(there, 4);
             return;
         }
+    }
+}
+
+/// Of two pools with one name, the one that is already up continues after a restart of the daemon.
+#[test]
+fn the_pool_that_is_up_keeps_its_name() {
+    for [first, second] in [["/dev/a", "/dev/b"], ["/dev/b", "/dev/a"]] {
+        let mut bench = Bench::start(Sim::builder().build());
+        bench.create_pool("p", &["/dev/a"]).unwrap();
+        bench.create_pool("q", &["/dev/b"]).unwrap();
+        disks::reboot(&bench.sim);
+        disks::change(&bench.sim, "/dev/b", |json| json["name"] = "p".into());
+        bench.sim.pull_disk(Path::new(second)).unwrap();
+        let bench = Bench::start(bench.sim);
+        let running = bench.id("p");
+        bench.sim.add_disk(Path::new(second), GIB).unwrap();
+        let bench = Bench::start(bench.sim);
+        assert_eq!(bench.id("p"), running, "the one on {first}");
+        bench.check_nothing_left(first);
+    }
+}
+
+/// The disk that tells of the destruction is wiped after all others: alone, an older one would show
+/// the pool again.
+#[test]
+fn a_destruction_cut_short_shows_no_pool() {
+    for step in 0.. {
+        let sim = two_disks();
+        disks::condemn(&sim, "/dev/a");
+        let end = sim.steps() + step;
+        sim.faults().kill_at(end);
+        let mut killed = Bench::without_discovery(sim.clone());
+        for chain in ops::discover(&killed.engine).unwrap_or_default() {
+            killed.run(chain);
+        }
+        if sim.steps() < end {
+            break;
+        }
+        sim.faults().clear();
+        let mut bench = killed.reboot();
+        assert_eq!(bench.stopped().list(), [], "step {step}");
+        assert!(bench.create_pool("new", &["/dev/a", "/dev/b"]).unwrap(), "step {step}");
     }
 }

@@ -222,3 +222,25 @@ fn a_cache_cut_short_leaves_nothing() {
         assert!(outcomes.iter().all(|count| *count > 0), "{version:?}: {outcomes:?}");
     }
 }
+
+/// The kernel is asked for the cache before the pool metadata names it.
+#[test]
+fn a_refused_cache_is_never_recorded() {
+    let prepare = || machine_on(Sim::builder().record().build(), MetadataVersion::V2);
+    let mut bench = prepare();
+    let (cache, from) = (Role::Cache.name(bench.id("p")), bench.sim.steps());
+    init(&mut bench, &["/dev/fast"]).unwrap();
+    let trace = bench.sim.trace().split_off(usize::try_from(from).unwrap());
+    let asked = trace.iter().position(|step| step.call == CallKind::DmLoad && step.subject == cache).unwrap();
+
+    let mut bench = prepare();
+    let recorded = |bench: &Bench| bench.sim.durable(Path::new("/dev/slow"), 0..1 << 20);
+    let before = recorded(&bench);
+    bench.sim.faults().fail_at(from + u64::try_from(asked).unwrap());
+    init(&mut bench, &["/dev/fast"]).unwrap_err();
+    assert!(recorded(&bench) == before && !bench.pool("p").unwrap().has_cache);
+    assert_eq!(bench.sim.find_device(Path::new("/dev/fast")).unwrap().class, DeviceClass::Unowned);
+    bench.check_nothing_left("after the refusal");
+    init(&mut bench, &["/dev/fast"]).unwrap();
+    check_cached(&bench, 1);
+}

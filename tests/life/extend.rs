@@ -9,6 +9,7 @@ use stratisd::{
         Platform,
         sim::{CallKind, Sim},
     },
+    view::Availability,
 };
 use support::bench::{Bench, GIB};
 
@@ -175,4 +176,21 @@ fn refresh_extends_them_too() {
     use_space(&bench, &["f"]);
     bench.run(ops::refresh()).unwrap();
     assert_eq!(sizes(&bench, "f"), (2, 2, 2));
+}
+
+/// Every ten seconds, each pool is checked. Where no filesystem could be extended, that costs no
+/// look at mounts.
+#[test]
+fn nothing_is_read_where_nothing_may_grow() {
+    let mut restricted = machine();
+    use_space(&restricted, &["f"]);
+    let pool = restricted.pools.0.values_mut().next().unwrap();
+    pool.restrict(Availability::NoPoolChanges, "a test wants it so");
+    let mut empty = Bench::start(Sim::builder().build());
+    empty.create_pool("p", &["/dev/a"]).unwrap();
+    for (what, mut bench) in [("restricted", restricted), ("empty", empty)] {
+        let before = bench.sim.steps();
+        check(&mut bench).unwrap();
+        assert_eq!(bench.sim.steps(), before, "{what}");
+    }
 }

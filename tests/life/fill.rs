@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use stratisd::{
     base::{
         ids::{FsUuid, PoolUuid},
-        units::Bytes,
+        units::{Bytes, Sectors},
     },
     daemon::{
         dispatch::{Dispatcher, LIMITS, Request, StepWorkers},
@@ -22,7 +22,7 @@ use stratisd::{
     platform::{
         Platform, WriteStep,
         dm::Target,
-        sim::{CallKind, Sim},
+        sim::{CallKind, RecordedCall, Sim},
     },
     view::{Availability, Update},
     watch::{DmWatch, RunningPools, WatchRequest},
@@ -311,4 +311,31 @@ fn a_mark_that_fails_leaves_nothing_suspended() {
     assert!(!suspended(&bench));
     assert!(!bench.tail(from).contains("DmLoad"), "{}", bench.tail(from));
     assert_eq!(bench.pool("p").unwrap().availability, Availability::NoPoolChanges);
+}
+
+/// The table of the thin pool is the last one that a growth replaces. While those below it lag
+/// behind the record, the kernel would refuse it.
+#[test]
+fn no_mark_moves_while_tables_lag_behind() {
+    let sim = Sim::builder().disk("/dev/a", Sectors(10 * GIB.0)).disk("/dev/b", Sectors(100 * GIB.0)).record().build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let (sim, pool) = (bench.sim.clone(), bench.id("p"));
+    bench.run(ops::check_now(pool)).unwrap();
+    write(&sim, &node(&sim, pool, bench.filesystem("p", "f")), 1..300);
+    let (free, mark, _) = thin_pool(&sim, pool);
+    assert!(free <= mark, "{free} free, mark {mark}: a new mark is due");
+    let (data, from) = (Role::ThinData.name(pool), sim.steps());
+    (0..9).for_each(|_| sim.faults().fail_next(CallKind::DmLoad, &data));
+    bench.run(ops::add_data_devices(pool, vec!["/dev/b".into()])).unwrap();
+    assert!(sim.faults().struck() > 0);
+    let trace = sim.trace().split_off(usize::try_from(from).unwrap());
+    let mut failed = trace.iter().skip_while(|step| (step.call, &step.subject) != (CallKind::DmLoad, &data));
+    let changed = |step: &RecordedCall| step.call.changes() && step.subject == Role::ThinPool.name(pool);
+    assert!(!failed.any(changed), "{}", bench.tail(from));
+    sim.faults().clear();
+    bench.run(ops::check_now(pool)).unwrap();
+    let (free, mark, _) = thin_pool(&sim, pool);
+    assert!(free > 50_000 && mark < free, "{free} free, mark {mark}");
 }

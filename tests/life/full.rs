@@ -238,3 +238,17 @@ fn filesystems_in_a_full_pool_are_not_extended() {
     bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap();
     assert!(size(&bench) > GIB);
 }
+
+/// A new table would suspend every filesystem of the pool, and no mark can be passed any more.
+#[test]
+fn a_full_pool_gets_no_new_mark() {
+    for version in VERSIONS {
+        let mut bench = machine(version);
+        check(&mut bench).unwrap();
+        fill(&bench.sim, &nodes(&bench)).unwrap_err();
+        let table = |bench: &Bench| bench.sim.dm_find(&Role::ThinPool.name(bench.id("p"))).unwrap().unwrap().table;
+        let before = table(&bench);
+        check(&mut bench).unwrap();
+        assert_eq!(table(&bench), before);
+    }
+}

@@ -256,3 +256,16 @@ fn fill_thin_pool(bench: &mut Bench) {
     let steps: Vec<WriteStep<'_>> = (0..used - 10_000).map(|mib| WriteStep::At(mib << 20, &[1; 512])).collect();
     bench.sim.write(&node, &steps).unwrap();
 }
+
+/// Another daemon extends device and XFS before it writes the record. The XFS alone tells how far.
+#[test]
+fn a_device_is_as_large_as_its_xfs() {
+    let mut bench = machine(512);
+    let size = Sectors(GIB.0 + GIB.0 / 2);
+    assert!(set_limit(&mut bench, size).unwrap());
+    fill_and_check(&mut bench).unwrap();
+    assert_eq!(sizes(&bench), [size; 4]);
+    put_record(&bench, |record| (record.size, record.fs_size_limit) = (GIB, None));
+    let bench = bench.reboot();
+    assert_eq!(sizes(&bench), [size; 4]);
+}

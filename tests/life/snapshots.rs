@@ -202,3 +202,26 @@ fn a_snapshot_with_a_taken_number_is_repeated() {
     let last = calls.iter().rposition(|call| *call == "message").unwrap();
     assert!(calls[..resumed].contains(&"suspend") && last < resumed, "{calls:?}");
 }
+
+/// The log of a crashed origin is replayed in a mount. A daemon that is killed meanwhile leaves the
+/// mount to the next one.
+#[test]
+fn a_replay_cut_short_leaves_no_mount() {
+    let mut mounted = 0;
+    for step in 0.. {
+        let bench = machine(MetadataVersion::V2);
+        bench.mount("p", "f");
+        bench.mark("p", "f", 5);
+        let mut bench = bench.reboot();
+        let before = bench.sim.leftovers().mounts.len();
+        bench.sim.faults().kill_at(bench.sim.steps() + step);
+        let is_made = snapshot(&mut bench, "f", "s").is_ok();
+        bench.sim.faults().clear();
+        if is_made {
+            break;
+        }
+        mounted += usize::from(bench.sim.leftovers().mounts.len() > before);
+        Bench::start(bench.sim).check_nothing_left(&format!("killed at step {step}"));
+    }
+    assert!(mounted > 0, "no kill has struck while the snapshot was mounted");
+}

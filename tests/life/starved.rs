@@ -221,3 +221,13 @@ fn a_thin_device_that_stays_is_deleted_later() {
     let bench = bench.reboot();
     assert_eq!(bench.sim.thin_ids(&thin_pool).unwrap().len(), before.len() - 1);
 }
+
+/// No check has run since a write failed, so the request itself finds out.
+#[test]
+fn a_creation_finds_the_metadata_exhausted() {
+    let mut bench = small();
+    starve(&bench);
+    let error = bench.create_filesystems("p", &["more"]).unwrap_err();
+    assert!(matches!(error, Error::MetadataExhausted { .. }), "{error:?}");
+    bench.check_nothing_left("after a refusal");
+}

@@ -16,6 +16,10 @@ use stratisd::{
     view::Availability,
 };
 
+/// No chain of a test has so many steps. One that has is in an endless loop, maybe without a step of
+/// the machine.
+const STEPS_MAX: u32 = 1_000_000;
+
 /// The running pools.
 #[derive(Default)]
 pub struct Pools(pub HashMap<PoolUuid, Pool>);
@@ -30,8 +34,11 @@ impl Pools {
     }
 
     /// Runs a chain to its end. A panic has the same consequences as in the daemon.
+    ///
+    /// # Panics
+    /// If the chain panics, waits for another one, or has more than [`STEPS_MAX`] steps.
     pub fn run<T>(&mut self, engine: &Engine, mut next: Step<T>) -> T {
-        loop {
+        for _ in 0..STEPS_MAX {
             next = match next {
                 Step::Done(value) => {
                     engine.take_follow_ups().into_iter().for_each(|(_, work)| self.run(engine, work));
@@ -62,6 +69,7 @@ impl Pools {
                 Step::Parked(wait, _) => panic!("a request waits for {wait:?}, but no other request is under way"),
             };
         }
+        panic!("a chain is in an endless loop: it has had {STEPS_MAX} steps");
     }
 }
 
