@@ -1,6 +1,6 @@
 //! The first scan for pools: what the start of the daemon waits for, and for how long.
 //!
-//! Devices are read and pools are set up in parallel, each on a thread of its own. The start waits
+//! Devices are read and pools are set up in parallel, each on a dedicated thread. The start waits
 //! for those that are quick, so that a client that sees the daemon's name sees those pools. Devices
 //! and pools that do not answer are named in the log and follow later; they delay nothing else.
 //!

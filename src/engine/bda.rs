@@ -70,7 +70,7 @@ pub enum BdaError {
         path.display(), .actual.readable(), .recorded.readable()
     )]
     Shrunk { path: PathBuf, recorded: Sectors, actual: Sectors },
-    #[error("{} is not device {} of pool {} any more; nothing is written to it", path.display(), .was.device, .was.pool)]
+    #[error("{} is no longer device {} of pool {}; nothing was written to it", path.display(), .was.device, .was.pool)]
     OtherDevice { path: PathBuf, was: Box<StaticHeader> },
     #[error(transparent)]
     Platform(#[from] platform::Error),

@@ -126,7 +126,7 @@ pub enum Step<T, E = Engine, P = Pool> {
     /// Links that udev has been asked for. The chain waits for at most this time; no thread waits
     /// meanwhile.
     Linked(Box<dyn PendingLinks>, Duration, LinkedStep<T, E, P>),
-    /// As `Blocking`, for work that may take hours: the step gets a thread of its own, so that it
+    /// As `Blocking`, for work that may take hours: the step gets a dedicated thread, so that it
     /// does not occupy a worker.
     Background(BlockingStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
@@ -211,7 +211,7 @@ impl<T: Send + 'static> Step<T> {
         Step::Blocking(Pace::Brief, Box::new(step))
     }
 
-    /// Asks for a thread of its own, for a step that may take hours.
+    /// Asks for a dedicated thread, for a step that may take hours.
     pub fn background(step: impl FnOnce(&Engine) -> Step<T> + Send + 'static) -> Step<T> {
         Step::Background(Box::new(step))
     }

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_a_clash() {
+    fn indistinguishable_devices_clash() {
         let ties = Ties::default();
         check(&ties, &[copy(0, 9, Some(1)), copy(1, 9, Some(1))], Choice::Clash(vec![0, 1]));
         check(&ties, &[copy(0, 9, None), copy(1, 9, None)], Choice::Clash(vec![0, 1]));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_table_lies_on_counts_before_all() {
+    fn devices_under_tables_count_before_all() {
         let mut ties = Ties { used: [number(0)].into(), ..Ties::default() };
         ties.lies_on.insert(number(1), [number(0)].into());
         check(&ties, &[copy(1, 9, Some(2)), copy(0, 8, Some(1))], Choice::Counts(1));

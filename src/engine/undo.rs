@@ -170,7 +170,7 @@ mod tests {
     /// Found in review: the journal entry was removed although the thin device that it named could
     /// not be.
     #[test]
-    fn what_names_a_step_stays_with_it() {
+    fn a_journal_entry_stays_with_its_step() {
         for fails in [false, true] {
             let (told, undone) = channel();
             let mut undo = Rollback::new();

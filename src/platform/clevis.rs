@@ -21,7 +21,7 @@ pub fn from_compact(text: &str) -> Option<Value> {
 }
 
 /// Converts the object of a token into the compact serialization that `clevis decrypt` reads.
-/// `None` if it is none.
+/// `None` if the object has another form.
 pub fn to_compact(jwe: &Value) -> Option<String> {
     let object = jwe.as_object().filter(|object| object.get("protected").is_some_and(Value::is_string))?;
     let parts = PARTS.map(|name| match object.get(name) {
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_jwe_is_refused() {
+    fn other_texts_are_refused() {
         for text in ["", "a.b.c.d", ".a.b.c.d", "a.b.c.d.e.f", "a.b c.d.e.f", "eyJh.a=.b.c.d"] {
             assert_eq!(from_compact(text), None, "{text}");
         }

@@ -268,7 +268,7 @@ fn set_key(description: &str, descriptor: Option<OwnedFd>) -> Result<WorkLeft, R
     })
 }
 
-/// Reads a passphrase and continues with the chain that `then` makes of it.
+/// Reads a passphrase and continues with the chain that `follow` makes of it.
 fn with_passphrase<T: Default + 'static>(
     descriptor: OwnedFd,
     form: Form<T>,

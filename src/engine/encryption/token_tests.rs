@@ -1,5 +1,5 @@
-//! The tokens of `docs/spec/engine/encryption.md` §2, written and read, and values that are not
-//! accepted as tokens.
+//! The tokens of `docs/spec/engine/encryption.md` §2, written and read, and values that are refused
+//! as tokens.
 
 use std::collections::BTreeMap;
 

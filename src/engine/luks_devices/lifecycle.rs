@@ -2,7 +2,7 @@
 //! headers say about how a pool can be unlocked (`docs/spec/engine/encryption.md` §1, 6).
 //!
 //! A version 2 pool has one LUKS device: the layer below its crypt device. In an encrypted version
-//! 1 pool, each member lies on a LUKS device of its own. The code treats all of them alike. It does
+//! 1 pool, each member lies on a separate LUKS device. The code treats all of them alike. It does
 //! not depend on locks or requests.
 
 use std::{collections::BTreeMap, path::Path};

@@ -52,7 +52,7 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
     let member = engine.registry().running_member(device.number);
     match (&look, member) {
         (Look::Seen(seen), Some((pool, member))) if (seen.pool(), seen.id()) != (pool, member) => {
-            log::warn!("{} was device {member} of pool {pool} and is another device now", device.path.display());
+            log::warn!("{} was device {member} of pool {pool}, but is another device now", device.path.display());
             engine.registry().lose_member(device.number);
         }
         (_, Some((pool, member))) => {

@@ -66,7 +66,7 @@ pub(super) fn renew(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) -> Opt
     for known in set.all() {
         let path = &known.device().path;
         match reread(engine, &known).or_else(|_| reread(engine, &known)) {
-            Ok(now) if now.is_empty() => log::warn!("{} is not a device of the pool any more", path.display()),
+            Ok(now) if now.is_empty() => log::warn!("{} is no longer a device of the pool", path.display()),
             Ok(now) => seen.extend(now),
             Err(error) => {
                 log::warn!("{} could not be read: {}", path.display(), error.sentence());

@@ -1,7 +1,7 @@
 //! Runs the re-encryption job of a pool from the point that the headers record to its end, and
 //! records the result.
 //!
-//! The pool is used as always while a job runs; the job has a thread of its own and holds no lock.
+//! The pool can be used while a job runs; the job has a dedicated thread and holds no lock.
 //! The crypt device cannot be extended meanwhile, so it gets space for the growth of the pool
 //! beforehand. A request that wants to use the pool alone (a stop) makes the job pause. When the
 //! pool is available again, the job continues, and so does the request that asked for it.

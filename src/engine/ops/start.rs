@@ -119,7 +119,7 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &UnlockOptions, un
 /// Refuses unlock parameters that a pool without encryption has no use for.
 fn check_unneeded(unlock: &UnlockOptions, pool: &Name) -> Result<()> {
     let given = match unlock {
-        UnlockOptions { method: Some(_), .. } => "a way to unlock it",
+        UnlockOptions { method: Some(_), .. } => "the unlock method",
         UnlockOptions { passphrase: Some(_), .. } => "a passphrase",
         _ => return Ok(()),
     };

@@ -40,7 +40,7 @@ impl Pool {
     /// changed.
     pub(in crate::engine) fn note_unsure(&mut self, reason: Option<String>) {
         match &reason {
-            Some(reason) => log::error!("pool {} is not changed any more: {reason}", self.name),
+            Some(reason) => log::error!("pool {} can no longer be changed: {reason}", self.name),
             None => log::info!("the former metadata of pool {} has been written again", self.name),
         }
         self.restrictions.note_unsure(reason.map(Into::into));

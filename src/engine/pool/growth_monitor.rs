@@ -95,7 +95,7 @@ impl GrowthMonitor {
         self.is_behind = is_behind;
     }
 
-    // ---- the low-water mark and the next look ----
+    // ---- the low-water mark and the next check ----
 
     /// The low-water mark that the thin pool should have.
     pub fn low_water(&self, usual: DataBlocks) -> DataBlocks {
@@ -159,7 +159,7 @@ impl GrowthMonitor {
             _ if before == state || before.is_none() && state == Some(State::ReadWrite) => {}
             Some(State::ReadWrite) => log::info!("the thin pool of {pool} works normally again"),
             Some(state) => log::warn!("the thin pool of {pool} {}", state.says()),
-            None => log::warn!("the thin pool of {pool} does not tell its state"),
+            None => log::warn!("the thin pool of {pool} does not report its state"),
         }
     }
 }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_ends_the_quiet() {
+    fn a_write_ends_the_idle_time() {
         let mut growth = GrowthMonitor::default();
         let second = Duration::from_secs(1);
         for (used, quiet) in [(7, 0), (7, 1), (7, 2), (8, 0), (8, 1), (6, 0), (6, 1)] {

@@ -221,7 +221,7 @@ impl Assembly {
         // A change of the bindings may have been interrupted.
         if pool.check_changes().is_ok() {
             if let Err(error) = pool.record_bindings(platform) {
-                log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
+                log::warn!("pool {}: cannot record its unlock methods: {}", pool.name(), error.sentence());
             }
         }
         let to_wipe = former.iter().map(|(found, luks_device)| {
@@ -229,7 +229,7 @@ impl Assembly {
             DeviceToWipe { path, luks_device, parts: Vec::new(), stamp: None }
         });
         for (DeviceToWipe { path, .. }, error) in wiping::wipe_each(platform, to_wipe.collect()) {
-            log::error!("cannot wipe {}, which is no cache device any more: {}", path.display(), error.sentence());
+            log::error!("cannot wipe {}, which is no longer a cache device: {}", path.display(), error.sentence());
         }
         Ok(pool)
     }
@@ -270,7 +270,7 @@ fn disown(platform: &dyn Platform, found: &mut FoundDevice, undo: &mut Rollback)
         Ok(())
     });
     if let Err(error) = found.bda.set_flags(platform, &path, HeaderFlags::UNCOMMITTED) {
-        log::warn!("{} could not be marked as one that its pool gives up: {error}", path.display());
+        log::warn!("cannot mark {} as given up by its pool: {error}", path.display());
     }
 }
 

@@ -54,7 +54,7 @@ fn make_sound(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mu
                 });
                 if let Err(error) = sound {
                     let what = error.sentence();
-                    log::warn!("pool {}: that its repaired metadata is sound is not recorded: {what}", pool.name());
+                    log::warn!("pool {}: cannot record that its repaired metadata is sound: {what}", pool.name());
                 }
             }
             Ok(())
@@ -97,6 +97,6 @@ fn repair(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Ro
         meta.repaired = true;
         Ok(())
     })?;
-    log::warn!("pool {}: its metadata has been repaired; what it was before is kept in the spare", pool.name());
+    log::warn!("pool {}: its thin metadata has been repaired; the spare keeps the damaged metadata", pool.name());
     pool.stack.ensure(platform, &pool.shape().thin_meta(), undo).map(drop)
 }

@@ -56,7 +56,7 @@ pub(super) fn encryption_of(
     {
         if let Err(error) = luks_device.rename(platform, name) {
             let path = luks_device.device.path.display();
-            log::warn!("pool {name}: its name could not be put into the header of {path}: {}", error.sentence());
+            log::warn!("pool {name}: cannot write its name into the header of {path}: {}", error.sentence());
         }
     }
     Ok(Info::of_devices(luks_devices.iter().map(|luks_device| Some(&luks_device.bindings)))?)
@@ -86,9 +86,9 @@ pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta:
     for luks_device in unrecorded {
         let path = luks_device.device.path.display();
         if set.devices().any(|found| found.bda.header().device == luks_device.id() && found.is_uncommitted()) {
-            log::info!("{path} was left over by an addition to the pool that was cut short; wiping it");
+            log::info!("wiping {path}, which an interrupted addition to the pool left behind");
             if let Err(error) = luks_device.wipe(platform).or_else(|_| luks_device.wipe(platform)) {
-                log::warn!("{path} could not be wiped: {}", error.sentence());
+                log::warn!("cannot wipe {path}: {}", error.sentence());
             }
         } else if let Err(error) = luks_device.close(platform) {
             log::warn!("cannot close {path}, which does not belong to the pool: {}", error.sentence());
@@ -141,7 +141,7 @@ pub(super) fn open_luks_device(
             drop_luks_device(platform, pool)
         }
         Containment::Decrypted => {
-            log::info!("pool {}: it has been decrypted, which is recorded now", pool.name());
+            log::info!("pool {}: recording that it has been decrypted", pool.name());
             pool.change(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
             drop_luks_device(platform, pool)
         }
@@ -184,7 +184,7 @@ fn open_closed(
     });
     let kept = platform.volume_key_set(&key_name, &volume_key);
     if let Err(error) = &kept {
-        log::warn!("pool {}: its volume key could not be kept, so it cannot grow: {error}", pool.name());
+        log::warn!("pool {}: cannot keep its volume key, so the pool cannot grow: {error}", pool.name());
     }
     pool.note_volume_key(kept.is_ok());
     Ok(())
@@ -215,7 +215,7 @@ fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: 
     }
     let mended = platform.luks_change(device, None, &changes).map_err(Error::from);
     if let Err(error) = mended.and_then(|header| pool.note_header(&header)) {
-        log::warn!("pool {}: its LUKS2 header could not be tidied: {}", pool.name(), error.sentence());
+        log::warn!("pool {}: cannot remove unused keyslots from its LUKS2 header: {}", pool.name(), error.sentence());
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) fn remove(platform: &dyn Platform, stack: &mut Stack, shape: &Shape) 
     if shape.cache.is_some() || !is_up(Role::CacheMeta)? && !is_up(Role::CacheSub)? {
         return Ok(());
     }
-    log::info!("removing what is left of a cache that was begun and never recorded");
+    log::info!("removing the leftovers of a cache that was never recorded");
     match shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
         // The cache table may have been loaded into the placeholder. Loading the placeholder's own
         // table discards it.

@@ -67,8 +67,8 @@ impl Origin {
     }
 }
 
-/// Moves the process into a mount namespace of its own, unless it is PID 1, and drops the mounts of
-/// users there. Returns the namespace of PID 1, or `None` if it cannot be reached.
+/// Moves the process into a new mount namespace, unless it is PID 1, and drops the mounts of users
+/// there. Returns the namespace of PID 1, or `None` if it cannot be reached.
 ///
 /// # Errors
 /// If the process has several threads (only the calling one would move), or lacks the privilege.

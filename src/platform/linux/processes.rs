@@ -2,7 +2,7 @@
 //! time limit.
 //!
 //! This is the only place that starts processes. A child gets the C locale, a fixed PATH, no
-//! blocked signals and a session of its own, so that Ctrl-C on the daemon's terminal does not reach
+//! blocked signals and a new session, so that Ctrl-C on the daemon's terminal does not reach
 //! it and it has no terminal to prompt on. Of the daemon's descriptors it gets only those for its
 //! input and output. Data that passes through them may be secret and is wiped.
 //!

@@ -179,7 +179,10 @@ impl<'a> Metadata<'a> {
         let digest = match digests[..] {
             [] => return Err(bad("digest")),
             [digest] => digest,
-            _ => self.final_digest()?.filter(|new| digests.contains(new)).ok_or_else(|| bad("digest of its own"))?,
+            _ => self
+                .final_digest()?
+                .filter(|new| digests.contains(new))
+                .ok_or_else(|| bad("digest of the new volume key"))?,
         };
         Ok(Crypt {
             cipher: text(segment, "encryption").ok_or_else(|| bad("encryption"))?.to_owned(),

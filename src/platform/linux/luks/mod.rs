@@ -1,7 +1,7 @@
 //! LUKS2: a child process of this program serves each call.
 //!
 //! libcryptsetup is not thread-safe, and key derivation takes seconds and up to 1 GiB of memory. So
-//! calls run in processes of their own, as many in parallel as memory allows, and a crash in the
+//! calls run in separate processes, as many in parallel as memory allows, and a crash in the
 //! library ends one call only. Secrets pass through pipes ([`wire`]), never through arguments,
 //! environment variables, files or logs.
 //!
