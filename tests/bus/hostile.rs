@@ -103,7 +103,7 @@ fn refusal(client: &Client, call: Message) -> String {
 }
 
 #[test]
-fn arguments_of_wrong_types() {
+fn arguments_of_wrong_types_are_refused() {
     let victim = Victim::new();
     let attacker = Client::new(&victim.bus);
     let (pool, filesystem, device) = (victim.pool(), victim.filesystem(), victim.device());
@@ -143,7 +143,7 @@ fn arguments_of_wrong_types() {
 }
 
 #[test]
-fn names_without_end() {
+fn names_of_any_length_are_handled() {
     let victim = Victim::new();
     let attacker = Client::new(&victim.bus);
     let (pool, filesystem) = (victim.pool(), victim.filesystem());
@@ -191,7 +191,7 @@ fn names_without_end() {
 }
 
 #[test]
-fn descriptors_too_few_and_too_many() {
+fn missing_and_surplus_descriptors_are_handled() {
     let victim = Victim::new();
     let attacker = Client::new(&victim.bus);
     let file = || File::open("/dev/null").unwrap();
@@ -241,7 +241,7 @@ fn unknown_objects_and_members_are_refused() {
 /// Sends broken data without the library: truncated messages, and bytes that are not messages. None
 /// of it may pass the bus and reach the daemon.
 #[test]
-fn broken_messages() {
+fn broken_messages_never_reach_the_daemon() {
     let victim = Victim::new();
     let mut random = StdRng::seed_from_u64(2);
     for round in 0..100 {
@@ -303,7 +303,7 @@ fn clients_gone_during_a_call_do_no_harm() {
 }
 
 #[test]
-fn one_that_never_reads() {
+fn a_client_that_never_reads_is_harmless() {
     let victim = Victim::new();
     for name in 0..40 {
         victim.bystander.done(client::create_filesystem(victim.pool(), &format!("fs{name}")));
@@ -401,7 +401,7 @@ fn held_by_bus(client: &Client, name: &str) -> u32 {
 /// When the listener disconnects, everything resumes without loss. The test always uses
 /// dbus-daemon: dbus-broker disconnects such a receiver.
 #[test]
-fn signals_to_one_that_never_reads() {
+fn nothing_is_lost_to_unread_signals() {
     const HELD_MAX: u32 = 2_000_000;
     let limits = Limits { held_bytes: Some(HELD_MAX), ..Limits::default() };
     let victim = Victim::on(Bus::of(Program::Daemon, limits));
@@ -467,7 +467,7 @@ fn too_long_messages_are_not_sent() {
 
 /// Calls that ask for no reply, as fast as possible: reads, and changes that queue for the pool.
 #[test]
-fn a_flood_from_one_client() {
+fn a_flood_from_one_client_is_survived() {
     let victim = Victim::new();
     let attacker = Client::new(&victim.bus);
     let without_answer = |mut call: Message| {

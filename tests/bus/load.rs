@@ -60,7 +60,7 @@ fn write(client: &Client, pool: &str, tag: &str, counts: &Counts) {
 }
 
 #[test]
-fn four_writers_and_a_reader() {
+fn four_writers_see_their_own_writes() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
     let pool = &Client::new(&bus).done(client::create_pool("p", &["/dev/a"]))[0];
@@ -90,7 +90,7 @@ fn four_writers_and_a_reader() {
 }
 
 #[test]
-fn sixteen_clients_of_every_kind() {
+fn sixteen_clients_of_every_kind_are_answered() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
     let first = Client::new(&bus);

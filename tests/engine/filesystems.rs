@@ -36,7 +36,7 @@ fn origin(bench: &Bench, of: &str) -> Option<String> {
 }
 
 #[test]
-fn the_same_again_changes_nothing() {
+fn a_repeated_request_changes_nothing() {
     let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
     let (pool, f, device) = (bench.id("p"), bench.filesystem("p", "f"), bench.device("p", "/dev/a"));

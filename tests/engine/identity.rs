@@ -147,7 +147,7 @@ fn an_event_ends_a_clash_with_nothing() {
 
 /// As [`a_vanished_clone_no_longer_clashes`], for a clone that was overwritten.
 #[test]
-fn a_clone_overwritten_without_event_clashes_no_more() {
+fn an_overwritten_clone_no_longer_clashes() {
     let mut bench = kept_down_by_a_clone();
     bench.sim.put(path("/dev/clone"), 0, &[0; 1 << 20]).unwrap();
     assert!(bench.start_pool("p").unwrap());

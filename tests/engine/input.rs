@@ -424,7 +424,7 @@ fn user_info_of_old_pools_follows_name_rules() {
 /// Formerly another program could take a disk between the check and the first write, and was
 /// overwritten.
 #[test]
-fn nobody_comes_between_the_look_and_the_write() {
+fn a_device_is_held_from_check_to_write() {
     let sim = Sim::builder().record().build();
     let gate = sim.delay(CallKind::Write, "/dev/a");
     let mut bench = Bench::start(sim.clone());

@@ -184,7 +184,7 @@ fn the_cached_version_1_example_runs() {
 }
 
 #[test]
-fn pools_of_version_1_live() {
+fn pools_of_version_1_support_every_operation() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool_of(MetadataVersion::V1, "v1", &["/dev/a"]).unwrap();
     let written = disks::json_on(&bench.sim, "/dev/a").to_string();

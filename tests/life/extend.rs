@@ -103,7 +103,7 @@ fn filesystems_mounted_in_other_namespaces_are_extended() {
 }
 
 #[test]
-fn none_grows_past_its_limit() {
+fn no_filesystem_grows_past_its_limit() {
     let mut bench = machine();
     let f = bench.filesystem("p", "f");
     let limit = |bench: &mut Bench, limit| bench.run(ops::set_size_limit(bench.id("p"), f, limit));
@@ -156,7 +156,7 @@ fn an_unreadable_filesystem_delays_no_other() {
 }
 
 #[test]
-fn without_overprovisioning_they_share_what_is_left() {
+fn without_overprovisioning_filesystems_share_the_rest() {
     let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(6 * GIB.0)).build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.create_filesystems("p", &["f", "g", "h"]).unwrap();
@@ -171,7 +171,7 @@ fn without_overprovisioning_they_share_what_is_left() {
 }
 
 #[test]
-fn refresh_extends_them_too() {
+fn a_refresh_extends_filesystems_too() {
     let mut bench = machine();
     use_space(&bench, &["f"]);
     bench.run(ops::refresh()).unwrap();

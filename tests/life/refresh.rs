@@ -37,7 +37,7 @@ fn nothing_changes_where_nothing_has_changed() {
 }
 
 #[test]
-fn what_has_changed_behind_the_daemon_is_seen() {
+fn a_refresh_finds_unreported_changes() {
     let mut bench = machine();
     // One pool is renamed without an event, another gets a new limit, and later the first one
     // vanishes and comes back.
@@ -58,7 +58,7 @@ fn what_has_changed_behind_the_daemon_is_seen() {
 }
 
 #[test]
-fn a_restriction_ends_with_it() {
+fn a_refresh_ends_a_restriction() {
     let mut bench = machine();
     let id = bench.id("p");
     let restrict = |bench: &mut Bench| {

@@ -87,7 +87,7 @@ fn stop_and_start(bench: &mut Bench) {
 }
 
 #[test]
-fn the_rules_of_scheduling() {
+fn only_unambiguous_reverts_can_be_scheduled() {
     let mut bench = machine(MetadataVersion::V2);
     let refused = |bench: &mut Bench, snapshot: &str, to: bool, expected: fn(&Error) -> bool| {
         let before = filesystems(bench);

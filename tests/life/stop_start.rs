@@ -400,7 +400,7 @@ fn reason(bench: &Bench) -> String {
 }
 
 #[test]
-fn why_a_pool_does_not_run_is_known() {
+fn the_reason_of_a_stopped_pool_is_shown() {
     let mut bench = machine();
     bench.stop_pool("p").unwrap();
     assert_eq!(reason(&bench), "it was stopped by request");

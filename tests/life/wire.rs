@@ -357,7 +357,7 @@ fn reverts_are_ordered_and_carried_out() {
 }
 
 #[test]
-fn metadata_and_reports() {
+fn metadata_and_reports_can_be_read() {
     let mut world = World::start();
     let pool = world.create_pool("p1", &["/dev/a"]);
     world.create_filesystem(&pool, "fs1");

@@ -53,7 +53,7 @@ fn a_pool_is_made_and_shown() {
 }
 
 #[test]
-fn it_is_opened_by_each_mechanism() {
+fn each_unlock_method_opens_the_pool() {
     for version in VERSIONS {
         for method in [UnlockMethod::Any, UnlockMethod::Token(1), UnlockMethod::Token(2)] {
             let mut bench = pool(version);
@@ -137,7 +137,7 @@ fn a_set_key_loads_an_adopted_volume_key() {
 }
 
 #[test]
-fn a_destroyed_pool_opens_no_more() {
+fn a_destroyed_pool_cannot_be_opened() {
     for version in VERSIONS {
         let mut bench = pool(version);
         let (pool, filesystem) = (bench.id("p"), bench.filesystem("p", "f"));

@@ -281,7 +281,7 @@ fn requests_during_a_job_are_refused_at_once() {
 /// A stop at this moment leaves the pool as it was, and the next start finds it so. Only an
 /// encryption, which has already formatted its LUKS device, resumes.
 #[test]
-fn a_work_can_be_interrupted_before_it_begins() {
+fn a_job_can_be_interrupted_before_it_begins() {
     for (work, version) in WORKS {
         let mut bench = pool(Sim::builder().build(), work, version);
         let at = format!("{work:?} {version:?}");

@@ -13,7 +13,7 @@
 //!   class, until [`Bounds::most`] shares hang;
 //! - within a class and share, jobs start by rank, and by submission within a rank.
 //!
-//! A background job has a thread of its own: it waits for no other job, and no job waits for it.
+//! A background job has a dedicated thread: it waits for no other job, and no job waits for it.
 //!
 //! Threads are named `worker-1`, `worker-2` …. A fixed number of them is started at once and kept.
 //! More are started when a job may run and all threads are busy, and end when they have nothing to
@@ -62,7 +62,7 @@ pub enum Class<K> {
     Brief(K),
     /// Formats, checks, waits for other programs or the network.
     Slow(K),
-    /// May take hours. Runs on a thread of its own.
+    /// May take hours. Runs on a dedicated thread.
     Background,
 }
 

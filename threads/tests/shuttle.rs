@@ -32,7 +32,7 @@ fn model<T>(body: impl Fn(T) + Send + Sync + 'static, table: impl Fn() -> T + Se
 
 /// Five threads, each with four requests of any kind, used in every possible way.
 #[test]
-fn all_sorts_of_requests() {
+fn random_requests_keep_the_promises() {
     model(all_sorts, Table::new);
 }
 
