@@ -1,5 +1,5 @@
-"""Cockpit's storage page, as a user works with it in a browser. What the page shows is compared with
-what the daemon has, and Cockpit's calls are recorded: none is answered with a D-Bus error.
+"""Cockpit's storage page in a browser, used as a user would. The test compares the page with the
+state of the daemon and records Cockpit's calls: none is answered with a D-Bus error.
 """
 
 import re
@@ -55,7 +55,7 @@ def mounts():
     return sorted(system.run("findmnt", "-n", "-r", "-t", "xfs", "-o", "TARGET", check=False).split())
 
 
-def test_a_pool_from_its_creation_to_its_end(stratis, disks, page):
+def test_main_job_in_the_page(stratis, disks, page):
     calls = Calls()
     page.frame.get_by_label("Create storage device").click()
     page.frame.get_by_role("menuitem", name="Create Stratis pool").click()
@@ -97,7 +97,7 @@ def test_a_pool_from_its_creation_to_its_end(stratis, disks, page):
     page.card("Stratis pool").get_by_text("cache", exact=True).wait_for()
     page.picture("devices")
 
-    # Names; a name that is taken is refused by the page, one with a comma by the daemon.
+    # Names: the page refuses a name in use, the daemon one with a comma.
     page.press(page.card("Stratis pool"), "edit")
     page.fill(name="renamed")
     page.answer("Rename")
@@ -180,7 +180,7 @@ def test_a_passphrase_and_a_server(stratis, disks, page, tmp_path):
     card.get_by_text("Add passphrase").wait_for()
     page.picture("server-only")
 
-    # Then the pool starts without a question.
+    # The pool then starts without a prompt.
     stop()
     start()
     page.row("f").wait_for()

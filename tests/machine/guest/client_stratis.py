@@ -1,6 +1,7 @@
 """The unchanged stratis client in three versions: every subcommand, with its visible result.
 
-The list of subcommands is the program's own, so one that is forgotten here fails the test.
+The list of subcommands comes from the program, so a subcommand that is forgotten here fails the
+test.
 """
 
 import json
@@ -18,7 +19,7 @@ from tpm import Tpm
 VERSIONS = ["3.7.0", "3.8.2", "3.9.1"]
 GIB = 1 << 30
 ONE, TWO = "the first passphrase of this test", "the second passphrase of this test"
-# Prints every subcommand that the program's parser knows, one a line.
+# Prints every subcommand that the program's parser knows, one per line.
 SUBCOMMANDS = """
 import argparse
 from stratis_cli._parser import _parser
@@ -57,7 +58,7 @@ class Client:
         return ended.stdout
 
     def refused(self, *words, stdin=None):
-        """Runs the program, which must fail with an explanation; returns that."""
+        """Runs the program, which must fail with an error text; returns the text."""
         ended = self._call(words, stdin)
         said = ended.stdout + ended.stderr
         assert ended.returncode != 0, f"stratis {' '.join(words)} succeeded: {said}"
@@ -104,7 +105,7 @@ def plain_pool(stratis, disks):
     assert f"UUID: {uuid}" in stratis.pool("q")
     assert "already" in stratis.refused("pool", "create", "q", disks[1])
 
-    # Devices: data, a cache, one that has become larger.
+    # Devices: data, a cache, a device that became larger.
     stratis("pool", "init-cache", "q", disks[1])
     stratis("pool", "add-cache", "q", disks[2])
     listed = {row[1]: row[3] for row in stratis.rows("blockdev", "list", "q")}
@@ -230,7 +231,7 @@ def encrypted_pool(stratis, disks, folder, tang):
     stratis("pool", "stop", "--name=e")
     stratis.refused("pool", "start", "--name=e")
     stratis("key", "unset", "k1")
-    if stratis.version == "3.7.0":  # which hands no passphrase over
+    if stratis.version == "3.7.0":  # which passes no passphrase
         start = ("pool", "start", "--name=e", "--unlock-method=keyring")
         stratis.refused(*start)
         stratis("key", "set", "k1", "--keyfile-path", key_file(folder, TWO))

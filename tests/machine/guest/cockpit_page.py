@@ -86,7 +86,7 @@ class StoragePage:
         self.dialog.wait_for()
 
     def press(self, where, text):
-        """Presses what says `text`, a button or a link, which opens a dialog or acts."""
+        """Presses the button or link with this text, which opens a dialog or acts."""
         where.get_by_text(text, exact=True).first.click()
 
     # ---- the dialog that is open ----
@@ -107,12 +107,13 @@ class StoragePage:
         self.dialog.locator('[data-field="disks"]').get_by_text(disk, exact=True).click()
 
     def answer(self, button):
-        """Presses a button of the dialog, whose work must succeed."""
+        """Presses a button of the dialog; its action must succeed."""
         self.dialog.get_by_role("button", name=button, exact=True).click()
         self.dialog.wait_for(state="detached")
 
     def refused(self, button):
-        """Presses a button of the dialog, whose work must fail; returns what it says, and cancels."""
+        """Presses a button of the dialog; its action must fail. Returns the error shown, and
+        cancels."""
         self.dialog.get_by_role("button", name=button, exact=True).click()
         alert = self.dialog.locator(".pf-v6-c-alert, .pf-v5-c-alert").filter(has_text="Danger alert")
         alert.wait_for()

@@ -7,7 +7,7 @@ import system
 
 
 def _clear(stratis):
-    """Takes down what a test has left."""
+    """Removes what a test left."""
     system.unmount_all()
     for pool in stratis.pools().values():
         paths = [fs.path for fs in pool.filesystems.values()]
@@ -17,7 +17,7 @@ def _clear(stratis):
 
 
 def _clear_by_force():
-    """Takes it down without the daemon's help."""
+    """Removes it without the daemon."""
     system.stop_daemon()
     system.remove_mapped()
 
@@ -27,7 +27,7 @@ def _empty_disks():
     connection = stratis_bus.Stratis()
     try:
         _clear(connection)
-    except Exception:  # whatever this test did, the next one must be able to run
+    except Exception:  # the next test must be able to run after any end of this one
         _clear_by_force()
     finally:
         connection.close()

@@ -78,7 +78,7 @@ def states_at(entries):
     """For each place of the record: (states allowed there, the running operation)."""
     found, state, under_way = [], None, None
     for entry in entries:
-        # The target adds a mark of its own at its end.
+        # The target itself adds a mark when it ends.
         if entry.mark and entry.mark.startswith("{"):
             told = json.loads(entry.mark)
             if "begin" in told:

@@ -22,7 +22,7 @@ def test_before():
     first = system.put("/mnt/f", "first", 8 << 20)
     done(stratis.snapshot(pool, fs, "s"))
     second = system.put("/mnt/f", "second", 8 << 20)
-    # The filesystems themselves keep what the next life must find.
+    # The filesystems hold what the next life must find.
     system.mount("/dev/stratis/p/s", "/mnt/s")
     found = stratis.pool("p")
     expected = {

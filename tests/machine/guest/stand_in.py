@@ -8,15 +8,14 @@ import subprocess
 
 import system
 
-# The names of the one program that Debian has for all that concerns thin metadata; it acts by the
-# name it is called by.
+# Names of Debian's one program for thin metadata, which acts by the name that it is called by.
 THIN_TOOLS = ("thin_check", "thin_repair", "thin_metadata_size")
 
 
 @contextlib.contextmanager
 def program(name, does):
-    """Whoever runs the thin tool `name` gets this shell script; /run/thin-tools has the original
-    programs.
+    """Replaces the thin tool `name` by the shell script `does`; the original programs are in
+    /run/thin-tools.
     """
     place = pathlib.Path(system.run("sh", "-c", f"command -v {name}").strip())
     target = pathlib.Path(os.path.realpath(place))

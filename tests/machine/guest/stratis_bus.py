@@ -134,8 +134,8 @@ class Stratis:
         return self._method(pool_path, "pool", "AddDataDevs", "as", dbus.Array(devices, "s"))
 
     def refresh(self):
-        """Makes the daemon read everything again and check it, so that pending growth has happened
-        on return."""
+        """Makes the daemon reread and check everything, so that pending growth is complete on
+        return."""
         code, text = self.call(TOP, interface("Manager"), "RefreshState", "")
         assert code == 0, text
 

@@ -1,6 +1,6 @@
 """A stream of operations that is cut off at some moment, and the check of the state afterwards.
 
-  stream.py begin SEED               makes a pool, reports each operation before (`begin`) and after it (`done`), for ever
+  stream.py begin SEED               makes a pool, runs operations without end, reports each before (`begin`) and after (`done`)
   stream.py check JOURNAL            after the power cut: checks for the state after the last `done` or the last `begin`
   stream.py check JOURNAL continue   then runs 20 more operations and checks again
 

@@ -46,7 +46,7 @@ def test_client(disks):
     assert system.contents("/mnt/f") == data
 
 
-def test_everybody_may_look_and_root_alone_may_change(disks):
+def test_all_users_may_read_and_only_root_may_change(disks):
     for user in ("root", "nobody"):
         looked = busctl(user, "get-property", *MANAGER, "Version")
         assert looked.returncode == 0, looked.stderr
@@ -58,7 +58,7 @@ def test_everybody_may_look_and_root_alone_may_change(disks):
     assert refused.returncode != 0 and "denied" in refused.stderr, refused
 
 
-def test_a_bus_that_ends_ends_no_pool(disks):
+def test_pools_survive_the_end_of_the_bus(disks):
     stratis_client.ok("pool", "create", "p", disks[0])
     stratis_client.ok("filesystem", "create", "p", "f")
     system.mount("/dev/stratis/p/f", "/mnt/f")

@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def kill_bus():
-    """As a crash does; not every distribution offers a restart by systemctl."""
+    """Ends them like a crash; not every distribution permits a restart by systemctl."""
     os.kill(int(system.run("systemctl", "show", "-P", "MainPID", "dbus.service")), signal.SIGKILL)
     system.run("systemctl", "start", "dbus.service")
 
@@ -61,7 +61,7 @@ def is_watched(stratis, name):
 @pytest.mark.parametrize(
     "restart, ends", [(kill_bus, True), (restart_udev, False), (kill_both, True)], ids=["bus", "udevd", "both"]
 )
-def test_it_is_there_again_and_watches_every_pool(busy, restart, ends):
+def test_after_a_restart_every_pool_is_watched(busy, restart, ends):
     mapped, pid = system.mapped_devices(), system.unit("MainPID")
     log = system.Log()
     restart()
@@ -80,7 +80,7 @@ def test_it_is_there_again_and_watches_every_pool(busy, restart, ends):
     again.close()
 
 
-def test_again_and_again(busy):
+def test_many_restarts_are_survived(busy):
     """More often than systemd's default limit for restarts of a unit."""
     for _ in range(8):
         log = system.Log()

@@ -38,7 +38,7 @@ def has_cache():
 
 
 @pytest.mark.parametrize("make_pool", [new_pool, old_pool])
-def test_a_cache_begins_grows_stays_and_goes(disks, make_pool):
+def test_a_cache_is_created_extended_kept_and_removed(disks, make_pool):
     make_pool(disks)
     client("filesystem", "create", "p", "f", "--size=1GiB")
     system.mount("/dev/stratis/p/f", "/mnt/f")

@@ -1,5 +1,5 @@
 """The stratis client in both versions in use: each does the main job, and lists and changes what
-the other made. blkid reads the disks.
+the other created. blkid reads the disks.
 """
 
 import re
@@ -53,7 +53,7 @@ def test_each_changes_what_the_other_made(disks, maker, other):
     assert names(maker, "pool") == set()
 
 
-def test_both_say_the_same(disks):
+def test_both_versions_list_the_same(disks):
     stratis_program(NEW, "pool", "create", "p", *disks)
     stratis_program(NEW, "filesystem", "create", "p", "f")
     for what in ("pool", "filesystem", "blockdev"):

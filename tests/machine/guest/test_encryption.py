@@ -21,7 +21,7 @@ def keyring_token(description, token):
     return {"type": "luks2-keyring", "keyslots": token["keyslots"], "key_description": f"stratis-1-key-{description}"}
 
 
-def test_what_is_made(encrypted):
+def test_headers_follow_the_specification(encrypted):
     pool, first = encrypted, encrypted.tangs[0]
     header = pool.header()
     assert header["config"] == {"json_size": str((64 << 10) - 4096), "keyslots_size": str(16352 << 10)}
@@ -77,7 +77,7 @@ class SilentServer:
         self.server.stop()
 
 
-def test_bindings_come_and_go(encrypted):
+def test_bindings_are_added_and_removed(encrypted):
     """While the start of another pool waits for a silent server, without blocking anything."""
     pool, (first, second) = encrypted, encrypted.tangs
     silent = SilentServer(pool)
@@ -119,7 +119,7 @@ def test_bindings_come_and_go(encrypted):
     silent.end()
 
 
-def test_unlocked_by_every_means(encrypted):
+def test_each_unlock_method_starts_the_pool(encrypted):
     pool, server = encrypted, encrypted.tangs[0]
     right, wrong = client.key_file("right", FIRST), client.key_file("wrong", WRONG)
     pool.stop()
@@ -162,7 +162,7 @@ def test_unlocked_by_every_means(encrypted):
 def test_an_adopted_pool_gets_its_volume_key_again(encrypted):
     pool, server = encrypted, encrypted.tangs[0]
     before = pool.tokens()
-    # Without anything that unlocks it, the pool serves its data but cannot grow.
+    # Without an unlock method that works, the pool serves its data but cannot grow.
     client.unset_keys()
     server.stop()
     log = system.Log()
@@ -175,7 +175,7 @@ def test_an_adopted_pool_gets_its_volume_key_again(encrypted):
     assert pool.tokens() == before
     assert system.contents("/mnt/f") == pool.files
     assert "WC001" in client.ok("pool", "list")
-    # A key that unlocks it is all it takes.
+    # A key that unlocks the pool suffices.
     client.set_key("k1", FIRST)
     path = pool.stratis.pool("p").path
     pool.stratis.wait_until(path, "pool", "VolumeKeyLoaded", True)

@@ -16,7 +16,7 @@ from stratis_bus import done
 
 GIB = 1 << 30
 SECTORS = 2 * GIB // 512
-# Away from the start, so that the machine's disk does not carry the signature, too.
+# Not at the start of the machine's disk, which would otherwise have the signature too.
 FIRST = 2048
 
 
@@ -106,7 +106,7 @@ def test_an_older_clone_is_left_aside(plug):
     original, clone = plug.insert("original"), plug.insert("clone", 1)
     uuid, files = make_pool(stratis, original)
     copy(original, clone)
-    # The original is in use, whatever the clone says.
+    # The running pool uses the original, so the clone is not considered.
     restart(clear=False)
     stratis = stratis_bus.Stratis()
     assert sorted(stratis.pool("p").devices) == [canonical(original)]
@@ -120,7 +120,7 @@ def test_an_older_clone_is_left_aside(plug):
     check_files("q", files)
     assert [device["path"] for device in stratis.report()["devices_left_aside"]] == [canonical(clone)]
 
-    # Two equal ones cannot be told apart.
+    # Equal copies are indistinguishable.
     system.stop_daemon()
     system.remove_mapped("stratis-")
     copy(original, clone)
@@ -138,7 +138,7 @@ def test_an_older_clone_is_left_aside(plug):
     check_files("q", files)
 
 
-def test_a_holder_counts_before_the_disk_under_it(plug):
+def test_a_table_on_a_disk_counts_before_the_disk(plug):
     stratis = stratis_bus.Stratis()
     node = plug.insert("below")
     uuid, files = make_pool(stratis, node)

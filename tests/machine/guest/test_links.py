@@ -38,7 +38,7 @@ def test_mount_right_after_create_never_fails(stratis, pool):
         done(stratis.destroy_filesystem(pool, path))
 
 
-def test_the_same_name_again(stratis, pool):
+def test_a_reused_name_leads_to_the_new_filesystem(stratis, pool):
     """A link of a destroyed filesystem must not be mistaken for the new one's."""
     seen = set()
     for _ in range(10):

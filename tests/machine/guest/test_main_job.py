@@ -8,7 +8,7 @@ from stratis_bus import done
 GIB = 1 << 30
 
 
-def test_the_whole_story(stratis, disks):
+def test_main_job_on_real_disks(stratis, disks):
     pool_path, device_paths = done(stratis.create_pool("p1", disks[:2]))
     assert len(device_paths) == 2
     pool = stratis.pool("p1")

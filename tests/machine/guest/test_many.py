@@ -21,7 +21,7 @@ def seconds_of(work):
 
 
 def start_from_nothing():
-    """Seconds until the daemon has set up all pools, with all of them down before, as after a boot."""
+    """Seconds until the daemon has set up all pools from nothing, as after a boot."""
     system.stop_daemon()
     system.remove_mapped("stratis-")
     return seconds_of(system.start_daemon)

@@ -28,7 +28,7 @@ def old_pool(disks, tang):
     """A pool "old" on one disk with both bindings, as an older daemon would have left it up."""
     client.set_key("k1", FIRST)
     system.stop_daemon()
-    # In a session of its own, so that ours gets no keys from it.
+    # In a new session, so that the test's session gets no keys from it.
     made = subprocess.run(["keyctl", "session", "-", "./platform_machine", "old-pool", "old", "key=k1", f"tang={tang.url}", disks[0]],
                           env={"STRATISD_MACHINE": "1", "MACHINE_DISKS": " ".join(disks),
                                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, check=False)  # fmt: skip
@@ -116,7 +116,7 @@ def test_encrypted_pool_of_version_1(old_pool, disks, tang):
     stop()
     system.run("clevis", "luks", "unlock", "-d", disks[0], "-n", "probe")
     system.settle()
-    # A prober of new devices may have it open for a moment.
+    # A program that probes new devices may have it open for a moment.
     system.run("dmsetup", "remove", "--retry", "probe")
     client.unset_keys()
     assert "k2" in start_refused("--unlock-method=keyring")

@@ -226,7 +226,7 @@ def test_filesystems_that_cannot_be_changed(stratis, disks):
     assert (same.code, same.value[0]) == (0, False)
 
 
-def test_the_client_explains(disks, stratis):
+def test_the_client_shows_the_daemons_error(disks, stratis):
     """The stratis program shows the daemon's sentence and exits with status 1."""
     import subprocess
 
@@ -237,7 +237,7 @@ def test_the_client_explains(disks, stratis):
     assert stratis.pools() == {}
 
 
-def test_a_refusal_is_told_from_a_fault(stratis, disks):
+def test_refusals_differ_from_bus_errors(stratis, disks):
     """A call of a member that does not exist is a D-Bus error, not code 1."""
     with pytest.raises(dbus.DBusException):
         stratis.call("/org/storage/stratis3", "org.storage.stratis3.Manager.r9", "NoSuchMethod", "")

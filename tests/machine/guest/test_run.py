@@ -47,7 +47,7 @@ def scripts_run(*words, **environment):
     )  # fmt: skip
 
 
-def test_asks_first(nothing_installed):
+def test_asks_before_it_overwrites_disks(nothing_installed):
     before = [system.digest(disk) for disk in nothing_installed]
     said = scripts_run("start", *nothing_installed)
     assert said.returncode == 1, said.stdout

@@ -1,5 +1,5 @@
-"""No passphrase and no volume key can be found anywhere: in logs, files, arguments, reports, core
-dumps, on disks, in the daemon's memory. The search includes the secrets of earlier tests.
+"""No passphrase and no volume key is left in logs, files, arguments, reports, core dumps, on disks
+or in the daemon's memory. The search includes the secrets of earlier tests.
 
 Each search is shown to find what it searches for where that may be.
 """
@@ -74,7 +74,7 @@ def files_with(secrets):
 
 
 def memory_holds(pid, secrets):
-    """Where a process has one of them in its memory."""
+    """The places in a process's memory that hold one of them."""
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in maps:
             place, rights, *_, name = line.split(maxsplit=5)

@@ -150,12 +150,13 @@ def short_watchdog():
 
 
 def test_systemd_restarts_a_daemon_that_hangs(stratis, mounted, short_watchdog):
-    """Nobody noticed it."""
+    """A daemon that hung used to stay unnoticed."""
     before = shape(stratis.pools())
     system.stop_daemon()
     log = system.Log()
     system.start_daemon()
-    # When the daemon last said that it goes on. systemd sends no signal of it, so it has to be asked again and again.
+    # The time of the daemon's last watchdog message. systemd sends no signal about it, so the test
+    # polls.
     told = set()
     while len(told) < 3:
         told.add(system.unit("WatchdogTimestampMonotonic"))
@@ -181,7 +182,7 @@ def test_a_second_daemon_is_refused(stratis, mounted):
     assert shape(stratis.pools()) == before
 
 
-def test_killed_again_and_again(stratis, mounted):
+def test_ten_kills_lose_nothing(stratis, mounted):
     """Ten times: killed at a random moment of a stream of requests; the state is then the one
     before or after."""
     for number in range(10):
@@ -210,7 +211,7 @@ def test_killed_again_and_again(stratis, mounted):
     assert files == mounted
 
 
-def test_found_after_the_stack_is_gone(stratis, mounted):
+def test_pool_is_set_up_from_nothing(stratis, mounted):
     """Nothing of the pool is up when the daemon starts: it is set up again from the disks."""
     before = shape(stratis.pools())
     system.unmount_all()

@@ -1,5 +1,5 @@
 """Sizes for which the kernel accepts no table, on disks with 4096-byte sectors, and sizes that
-another daemon has left.
+another daemon recorded.
 """
 
 import json

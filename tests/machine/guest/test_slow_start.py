@@ -1,5 +1,5 @@
-"""A pool whose disks do not answer when the daemon starts: all others are up and watched, and it
-follows when they answer.
+"""A pool whose disks do not answer when the daemon starts: all other pools are up and watched, and
+it starts when the disks answer.
 """
 
 import system
@@ -15,7 +15,7 @@ def test_a_hung_pool_delays_no_other(stratis, disks):
     done(stratis.create_filesystem(path, "f", GIB))
     uuids = {name: stratis.pool(name).uuid for name in ("slow", "quick")}
     stratis.close()
-    # Taken down by hand, as after a reboot: the record says that both should run.
+    # Remove the devices, as a reboot would: the records say that both pools should run.
     system.stop_daemon()
     system.remove_mapped("stratis-1")
     for node in slices:
@@ -23,7 +23,7 @@ def test_a_hung_pool_delays_no_other(stratis, disks):
     try:
         system.start_daemon(all_pools=False)
         again = Stratis(all_pools=False)
-        # Who asks for one that is being set up waits until it is there.
+        # A start request for a pool that is being set up waits for the pool.
         reply = again.start_pool(uuids["quick"])
         assert reply.code == 0, reply
         assert set(again.pools()) == {"quick"}

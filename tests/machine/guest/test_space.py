@@ -19,7 +19,7 @@ FIRST_THIN_ID = 1 << 20
 
 @pytest.fixture
 def small(disks):
-    """A device about as small as a pool can be."""
+    """A device of about the smallest size that a pool accepts."""
     (device,) = system.cut(disks[0], 1, 1200 * MIB)
     yield device
     system.unmount_all()

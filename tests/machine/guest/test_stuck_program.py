@@ -39,11 +39,12 @@ def test_a_stuck_program_holds_up_only_its_request(stratis, disks, silent):
     with stand_in.program("thin_metadata_size", f"dmsetup suspend --noflush slice0; exec dd if={silent} of=/dev/null iflag=direct"):
         caller.start()
         while not (stuck := stuck_programs(stratis)):
-            # All that is waited for is the limit of the program; other requests go on meanwhile.
+            # Only the request of the program waits, for the time limit; other requests continue
+            # meanwhile.
             done(stratis.create_filesystem(other, "f", GIB))
             done(stratis.destroy_filesystem(other, stratis.pool("other").filesystems["f"].path))
             time.sleep(0.2)
-    # One of them at least: the check of the other pool may have run the program, too.
+    # At least one of them: the check of the other pool may have run the program, too.
     for program in stuck:
         assert "thin_metadata_size" in program["program"], program
         assert state(program["process"]) == "D", program
@@ -54,7 +55,7 @@ def test_a_stuck_program_holds_up_only_its_request(stratis, disks, silent):
     (reply,) = replies
     assert reply.code != 0 and "a device does not respond" in reply.text, reply
     assert set(stratis.pools()) == {"other"}
-    # What has ended is no longer reported, and the device is free.
+    # A program that has ended is no longer reported, and the device is free.
     while stuck_programs(stratis):
         time.sleep(0.2)
     path, _ = done(stratis.create_pool("p", [silent]))

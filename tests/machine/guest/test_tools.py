@@ -42,7 +42,7 @@ def test_predictions_equal_the_daemons_sizes(disks):
         assert predicted["total"] == int(shown["TotalPhysicalSize"])
         known, used = shown["TotalPhysicalUsed"]
         assert known and predicted["used"] == int(used)
-        # A small filesystem takes what was predicted, and 64 MiB at most for its log.
+        # A small filesystem uses the predicted space, and at most 64 MiB for its log.
         status, text, _ = call("stratis-predict-usage", "filesystem", "--filesystem-size", GIB)
         stratis_bus.done(stratis.create_filesystem(path, "f", GIB))
         stratis.refresh()
@@ -96,7 +96,7 @@ def test_a_legacy_pool_is_taken_over(disks):
 
 
 def test_the_doctor_finds_what_is_broken(disks):
-    # The machine does not enable the service, and starts it by hand.
+    # The machine does not enable the service; a command starts it.
     expected = {"unit-disabled"}
     stratis = stratis_bus.Stratis()
     path = stratis_bus.done(stratis.create_pool("p", disks[:2]))[0]

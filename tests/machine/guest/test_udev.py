@@ -95,7 +95,8 @@ def test_a_lost_link_comes_back(stratis, pool):
 
 
 def test_links_do_not_depend_on_contents(stratis, pool):
-    """A ZFS label in the data of a filesystem made blkid's probe ambivalent, and the link vanished."""
+    """A ZFS label in the data of a filesystem made blkid's probe ambiguous, and the link
+    vanished."""
     node = os.path.realpath("/dev/stratis/p/f")
     with open(node, "r+b", buffering=0) as device:
         end = device.seek(0, os.SEEK_END)
@@ -116,7 +117,7 @@ def test_links_do_not_depend_on_contents(stratis, pool):
     expect_link(Stratis(), "p", "g")
 
 
-def test_a_used_disk_does_not_make_blkid_doubt(stratis, disks):
+def test_old_contents_of_a_disk_do_not_disturb_blkid(stratis, disks):
     """mkfs writes parts of its thin-pool blocks; the rest is what the disk held before."""
     step = 1 << 20
     label = bytearray(step)
@@ -178,7 +179,7 @@ def test_old_names_with_a_comma_stay_usable(stratis, disks):
     link, former = r"/dev/stratis/a\x2cb/f", "/dev/stratis/a_b/f"
     assert stratis.pool("a,b").filesystems["f"].devnode == link
     expect_link(stratis, "a,b", "f", link)
-    # As before: entries in fstab keep working.
+    # The link keeps its name, so entries in fstab keep working.
     expect_link(stratis, "a,b", "f", former)
     system.mount(former, "/mnt/f")
     system.unmount("/mnt/f")
@@ -196,7 +197,7 @@ def test_old_names_with_a_comma_stay_usable(stratis, disks):
     stratis = Stratis()
     expect_link(stratis, "a_b", "f")
     expect_link(stratis, "a,b", "f", link)
-    # Renamed, it is like any other.
+    # After a rename it is like any other pool.
     done(stratis.rename_pool(path_of(stratis, "a,b"), "c"))
     expect_link(stratis, "c", "f")
     assert not os.path.lexists(link)
@@ -231,7 +232,7 @@ def test_every_code_point_is_kept_or_refused(rule):
     assert {c for c in ascii_ones if not keeps(c)} == changed, made
 
     def valid(code):
-        # Surrogates are no characters of UTF-8; names contain no control characters.
+        # UTF-8 has no surrogates, and names have no control characters.
         return not 0xD800 <= code <= 0xDFFF and not 0x80 <= code <= 0x9F
 
     kept = [chr(code) for code in range(0x80, 0x110000) if valid(code) and keeps(chr(code))]

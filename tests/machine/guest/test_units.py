@@ -22,15 +22,15 @@ def analyze(*words):
     return done.returncode, done.stdout
 
 
-def test_units_are_without_mistakes():
-    # A cycle in the order of the units would be one too.
+def test_units_have_no_errors():
+    # A cycle in the order of the units is an error too.
     status, said = analyze("verify", "--man=no", *EXPOSURE_MAX)
     ours = [line for line in said.splitlines() if "stratis" in line]
     assert (status, ours) == (0, []), said
 
 
 def test_no_second_daemon_is_started():
-    """It was started again each second, since it ended with an error as long as stratisd ran."""
+    """systemd used to restart the unit every second, since it failed as long as stratisd ran."""
     system.start_daemon()
     unit = "stratisd-min-postinitrd.service"
     subprocess.run(["systemctl", "start", unit], check=True)
@@ -39,6 +39,6 @@ def test_no_second_daemon_is_started():
 
 
 @pytest.mark.parametrize("unit", EXPOSURE_MAX)
-def test_units_reach_little(unit):
+def test_exposure_of_units_is_bounded(unit):
     status, said = analyze("security", f"--threshold={EXPOSURE_MAX[unit]}", unit)
     assert status == 0, said

@@ -14,14 +14,14 @@ KERNEL_SUITE = "bookworm"
 PACKAGES = [
     # a system with systemd, udev and D-Bus
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "procps",
-    # the other system bus, which one test switches to
+    # another implementation of the system bus, to which one test switches
     "dbus-broker",
     # what the daemon runs and links to
     "xfsprogs", "thin-provisioning-tools", "cryptsetup-bin", "dmsetup", "keyutils",
     "clevis", "clevis-luks", "clevis-tpm2", "tpm2-tools", "tang", "jose", "jq", "curl",
     # a TPM in software, because User-mode Linux has none
     "swtpm", "libtss2-tcti-swtpm0",
-    # what `make run` on disks installs with
+    # what `make run` on disks installs files with
     "make",
     # Python packages for the stratis client and our tests
     "python3-dbus", "python3-psutil", "python3-dateutil", "python3-wcwidth", "python3-packaging",
@@ -64,13 +64,13 @@ class Guest:
     suite: str
     python: str  # the suite's own version
     packages: tuple
-    # Each in a directory of its own; `stratis` is the first.
+    # Each in a separate directory; `stratis` is the first.
     stratis_versions: tuple
-    # Programs from PyPI, without what they depend on: that is in `packages` or named here.
+    # Programs from PyPI without their dependencies, which are in `packages` or named here.
     python_programs: tuple = ()
-    # Each with all that it depends on, in a directory of its own, /opt/NAME.
+    # Each with all its dependencies in the directory /opt/NAME.
     python_applications: tuple = ()
-    # Units of MASKED_UNITS that it does need.
+    # Units of MASKED_UNITS that this guest needs.
     unmasked: tuple = ()
     size: str = "2G"
 
@@ -79,7 +79,7 @@ class Guest:
 # are in use: 3.7.0 speaks revision r7 of the interfaces, 3.8.2 speaks r8.
 DEFAULT_GUEST = Guest("root", "bookworm", "3.11", tuple(PACKAGES), ("3.8.2", "3.7.0"))
 
-# What other programs need that use the daemon.
+# Packages for other programs that use the daemon.
 _CLIENT_PACKAGES = (
     # Cockpit's storage page, a user who may log in to it, and a browser
     "cockpit-ws", "cockpit-bridge", "cockpit-system", "cockpit-storaged", "udisks2", "sudo", "polkitd", "passwd",

@@ -1,5 +1,4 @@
-"""The machine tests: the lives of a machine that each consists of, and what is carried from one
-life to the next.
+"""The machine tests: the lives of a machine in each, and what one life passes to the next.
 
 The tests themselves are in ../guest. Knows nothing of how a machine runs.
 """
@@ -62,11 +61,11 @@ class Scenario:
     seconds: float = 0
     # Runs only if requested by name.
     longer: bool = False
-    # A life begins with the root file system that the life before has left.
+    # Each life begins with the root file system that the previous life left.
     keep_root: bool = False
     guest: facts.Guest = facts.DEFAULT_GUEST
     memory_mib: int = 2048
-    # A life that fails is counted, and the next one follows.
+    # Failed lives are counted; the next life follows nevertheless.
     counts_failures: bool = False
 
     def job(self, life, share, disks_folder):
@@ -153,7 +152,7 @@ def _booted(initrd, *expected, words=(), **more):
     return Life(f"python3 -B boots.py check {' '.join(expected)}", initrd=initrd, words=words, **more)
 
 
-# So that a pool is given up early, and the console shows what is being waited for.
+# With the first, scripts give up a pool after 15 s; the console shows their messages.
 IMPATIENT = ("systemd.setenv=STRATIS_WAIT_SECONDS=15", "systemd.journald.forward_to_console=1")
 PATIENT = ("systemd.journald.forward_to_console=1",)
 WAITS = "waiting for pool"

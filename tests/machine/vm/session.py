@@ -1,6 +1,6 @@
 """One life of a machine: starts it, passes on its output, cuts its power, reports how it ended.
 
-Knows nothing of what the command inside is about.
+Knows nothing about the command inside.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ class Job:
     keep_root: bool = False  # in `disks_folder`, for the next life
     console: Path | None = None  # file for the kernel's console output
     boot: Boot | None = None  # None: the machine's own image
-    # What happens after which text has appeared at the console; each once, in this order: a string is
-    # typed, a Plug connects a disk, END ends the machine, as a success.
+    # Texts at the console and the reaction to each, once and in this order: a string is typed, a
+    # Plug connects a disk, END ends the machine as a success.
     typed: tuple = ()
     absent: tuple = ()  # numbers of disks that are not connected at first
 
@@ -205,7 +205,7 @@ class _Guest:
             self._take(data)
 
     def drain(self, reader):
-        """Reads the output of a machine that has ended; the writer is gone, so there is an end."""
+        """Reads the output of a machine that has ended. No writer is left, so the output ends."""
         while data := os.read(reader, 65536):
             self._take(data)
         if self.rest:
