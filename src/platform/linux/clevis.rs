@@ -5,9 +5,8 @@
 //! environment the programs get only the variables that locate a TPM or a proxy ([`PASSED_ON`]): an
 //! administrator sets these for the daemon's service because Clevis needs them.
 //!
-//! curl, which contacts Tang servers, has no useful time limit of its own, so the whole call has
-//! one. Several passphrases are decrypted in parallel, so that a silent server costs its own time
-//! only.
+//! curl, which contacts Tang servers, has no useful time limit, so the whole call has one. Several
+//! passphrases are decrypted in parallel, so that a silent server costs its own time only.
 
 use std::{
     collections::BTreeSet,

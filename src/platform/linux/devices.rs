@@ -192,8 +192,8 @@ impl DeviceAccess {
     /// Reads `length` bytes at `offset` from the device itself.
     pub(super) fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
         let read = |file: &File| {
-            // Round by no more than the device requires: a bad sector must not make its good
-            // neighbours unreadable.
+            // Round by no more than the device requires: a bad sector must not make the good ones
+            // next to it unreadable.
             let unit = ioctl_blksszget(file).map_err(|errno| error("read the sector size of", path)(errno.into()))?;
             read_aligned(file, u64::from(unit), offset, length).map_err(error("read", path))
         };

@@ -1,6 +1,6 @@
 //! Settings of the C library's allocator.
 
-/// Makes the C library return freed memory to the kernel, whichever thread used it. Call it before
+/// Makes the C library return freed memory of all threads to the kernel. Call it before
 /// any thread is started.
 ///
 /// The C library gives each thread its own arena, up to eight per processor. Twenty threads that

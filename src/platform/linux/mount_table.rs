@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_that_are_none_stay() {
+    fn other_backslashes_stay() {
         let check = |written: &str, expected: &[u8]| {
             assert_eq!(unescape(written.as_bytes()).as_os_str(), OsStr::from_bytes(expected), "{written}");
         };

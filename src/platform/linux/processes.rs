@@ -308,8 +308,7 @@ impl Process {
         warn!("{} (process {process}) has been running for {} s", self.label, self.since.elapsed().as_secs());
     }
 
-    /// Kills the child and everything that it started, except processes with a session of their
-    /// own.
+    /// Kills the child and everything that it started, except processes in another session.
     pub(super) fn kill(&mut self) {
         let Some(child) = &mut self.child else { return };
         self.killed.get_or_insert_with(Instant::now);

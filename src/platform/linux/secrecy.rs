@@ -104,7 +104,7 @@ mod tests {
     /// libcryptsetup used to unlock pages of the heap that still held a key.
     #[test]
     fn locked_pages_stay_locked() {
-        // The test uses a thread of its own, because a filter cannot be removed.
+        // The test uses a separate thread, because a filter cannot be removed.
         let group = Group::new(&["confined"]);
         let confined = || {
             let rights = ProtFlags::READ | ProtFlags::WRITE;

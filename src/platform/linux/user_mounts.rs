@@ -49,8 +49,8 @@ pub(super) fn find(devices: &[DeviceNumber], is_open: impl Fn(DeviceNumber) -> b
         let first = mount_table::namespace("1");
         for process in mount_table::namespaces()? {
             let text = process.to_string();
-            // A process that has exited held nothing of its own; if its namespace lives on, the
-            // next search finds it.
+            // The process has exited. If its namespace still exists, the next search finds it
+            // through another process.
             let Ok(table) = mount_table::read(&text) else { continue };
             if [ours, first].contains(&mount_table::namespace(&text)) {
                 continue;

@@ -154,7 +154,7 @@ fn passphrase_of(opened: Attempt<Zeroizing<Vec<u8>>>) -> Result<Secret> {
 
 fn seal(sim: &Sim, pin: &str, config: &Value, trust: bool, contents: &[u8], depth: u32) -> Attempt<String> {
     let Some(config) = config.as_object().filter(|_| depth < DEPTH_MAX) else {
-        return refuse(pin, "the configuration is no object or is nested too deeply");
+        return refuse(pin, "the configuration is not an object, or is nested too deeply");
     };
     let salt = sim.random_bytes();
     let (header, key) = match pin {

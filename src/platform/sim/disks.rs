@@ -7,7 +7,7 @@
 //!   sector may be torn, in which case each of its sectors survives or is lost separately. A sector
 //!   is never torn. The generator decides write by write.
 //! - A cached discard takes effect as a whole or not at all.
-//! - No disk is larger than the kernel supports, whatever a test asks for.
+//! - No disk is larger than the kernel supports, even if a test asks for a larger one.
 //! - A disk that is pulled while devices lie on it keeps its number as long as one of them exists,
 //!   and that number stays dead. The disk comes back with another number, under any node.
 //! - A bad sector fails every read that touches it until it is written.

@@ -1,9 +1,9 @@
 //! Steps, planned faults, gates: the test's controls of the simulated machine.
 //!
 //! Fault rules:
-//! - Every call of the platform is one step, and each part of a composite call is a step of its
-//!   own: the writes and flushes of [`write`](crate::platform::Platform::write), the four parts of
-//!   a file replacement, create, load and resume of a new device, every write of a program, every
+//! - Every call of the platform is one step, and each part of a composite call is a separate step:
+//!   the writes and flushes of [`write`](crate::platform::Platform::write), the four parts of a
+//!   file replacement, create, load and resume of a new device, every write of a program, every
 //!   write and flush of a LUKS device, every request to a Tang server or the TPM. Steps are
 //!   numbered from 0 in the order in which they start. `now`, `random`, `dm_node` and the event
 //!   sources cannot fail and do not count.
@@ -94,7 +94,7 @@ pub enum CallKind {
 }
 
 /// The calls on LUKS devices. Each starts with a step that reads the header and derives keys. Its
-/// writes are steps of their own, and the activation of the crypt device is one of
+/// writes are separate steps, and the activation of the crypt device is one of
 /// [`CallKind::DmCreate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -396,7 +396,7 @@ impl Control {
         state.steps += 1;
         if state.endless_from.is_some_and(|from| from <= number) {
             drop(state);
-            panic!("step {number}, {call:?} of {subject}: this does not end");
+            panic!("step {number}, {call:?} of {subject}: too many steps; the code under test does not end");
         }
         if let Some(record) = &mut state.record {
             record.push(RecordedCall { call, subject: subject.to_owned() });

@@ -368,8 +368,8 @@ impl Sim {
         Some(machine.thin.get(&run.key)?.current.ids())
     }
 
-    /// Waits until `count` calls at once wait for a suspended device or a full pool, for at most
-    /// `limit`. Returns whether they do.
+    /// Waits until `count` calls wait at the same time for a suspended device or a full pool, for
+    /// at most `limit`. Returns whether they do.
     pub fn wait_for_stalled(&self, count: usize, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let mut machine = self.0.machine.lock();

@@ -26,7 +26,7 @@ pub(super) struct KeyServer {
 pub(super) struct KeyServers {
     servers: BTreeMap<String, KeyServer>,
     pub(super) tpm: KeyServer,
-    /// Fault of every server without an entry of its own.
+    /// Fault of every server without an entry.
     all_servers: Option<Trouble>,
     /// Number of times a client has waited for a silent server until its timeout.
     pub(super) waited: u64,

@@ -264,7 +264,7 @@ fn put_token(header: &mut StoredHeader, number: u32, token: Value) -> std::resul
         return Err("the token number is too large");
     }
     if !token.get("type").is_some_and(Value::is_string) || !keyslots.is_some_and(|all| all.iter().all(is_there)) {
-        return Err("the token is no object with a type and existing keyslots");
+        return Err("the token is not an object with a type and existing keyslots");
     }
     header.json.tokens.insert(number, token);
     Ok(())

@@ -1,7 +1,7 @@
 //! The programs that the engine runs: their effect on devices and their output.
 //!
-//! Rules: arguments are parsed as by getopt. Whatever the simulation does not support is refused as
-//! an unknown argument with status 1. A program opens its device exclusively. Each of its writes is
+//! Rules: arguments are parsed as by getopt. An argument that the simulation does not support is
+//! refused as unknown, with status 1. A program opens its device exclusively. Each of its writes is
 //! a step. The versions are those of Debian 12 (xfsprogs 6.1, thin-provisioning-tools 0.9).
 //!
 //! mkfs.xfs writes the superblock, a copy of it at the start of each allocation group, the end of
