@@ -138,7 +138,7 @@ def test_an_older_clone_is_left_aside(plug):
     check_files("q", files)
 
 
-def test_a_table_on_a_disk_counts_before_the_disk(plug):
+def test_a_table_counts_before_its_disk(plug):
     stratis = stratis_bus.Stratis()
     node = plug.insert("below")
     uuid, files = make_pool(stratis, node)

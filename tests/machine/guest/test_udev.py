@@ -117,7 +117,7 @@ def test_links_do_not_depend_on_contents(stratis, pool):
     expect_link(Stratis(), "p", "g")
 
 
-def test_old_contents_of_a_disk_do_not_disturb_blkid(stratis, disks):
+def test_old_disk_contents_do_not_disturb_blkid(stratis, disks):
     """mkfs writes parts of its thin-pool blocks; the rest is what the disk held before."""
     step = 1 << 20
     label = bytearray(step)
