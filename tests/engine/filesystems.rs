@@ -182,13 +182,20 @@ fn filesystems_of_a_scheduled_revert_are_not_destroyed() {
 fn leftovers_of_a_destroyed_filesystem_block_nothing() {
     let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
-    // Fail both attempts at removal, before and after the metadata volume is mounted again.
-    for _ in 0..4 {
-        bench.sim.faults().fail_next(CallKind::RemoveFile, "filesystems");
-    }
-    let struck = bench.sim.faults().struck();
+    let fail = |bench: &Bench, call, subject: &str| {
+        (0..2).for_each(|_| bench.sim.faults().fail_next(call, subject));
+        bench.sim.faults().struck()
+    };
+    // Before and after the metadata volume is mounted again. Without the removal nothing happens.
+    let struck = fail(&bench, CallKind::RemoveFile, "filesystems");
+    assert!(destroy(&mut bench, &["f"]).is_err());
+    assert_eq!(bench.sim.faults().struck() - struck, 2);
+    assert_eq!(bench.pool("p").unwrap().filesystems.len(), 3);
+    bench.check_nothing_left("what was not removed");
+    // Both attempts to delete the thin device.
+    let struck = fail(&bench, CallKind::DmMessage, "thinpool");
     let (gone, said) = listen(|| destroy(&mut bench, &["f"]).unwrap());
-    assert_eq!((gone, bench.sim.faults().struck() - struck), (1, 4));
+    assert_eq!((gone, bench.sim.faults().struck() - struck), (1, 2));
     assert!(said.contains("which the next set-up completes"), "{said}");
     assert_eq!(bench.create_filesystems("p", &["f"]).unwrap(), 1);
     assert_eq!(destroy(&mut bench, &["g"]).unwrap(), 1);

@@ -5,12 +5,21 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use stratisd::{
-    base::units::Sectors,
+    base::{
+        ids::{FsUuid, PoolUuid},
+        units::Sectors,
+    },
     engine::{
         bda::{Bda, Repair},
-        metadata::HeaderFlags,
+        dm_names::{self, Role},
+        metadata::{FilesystemRecord, HeaderFlags},
+        ops,
     },
-    platform::{DeviceClass, Platform, sim::Sim},
+    platform::{
+        DeviceClass, Platform, WriteStep,
+        dm::{Line, Target, Visibility},
+        sim::Sim,
+    },
 };
 use support::{bench::Bench, disks};
 
@@ -175,4 +184,125 @@ fn a_full_grown_device_keeps_no_pool_down() {
     assert!(said.contains("no space for integrity data"), "{said}");
     let header = *Bda::load(&bench.sim, disk, Repair::ReadOnly).unwrap().unwrap().header();
     assert!(!header.flags.contains(HeaderFlags::GROWN));
+}
+
+const USED: u8 = 7;
+
+/// Sets up what is recorded, as another daemon does, and writes to it. Returns the filesystems.
+fn use_recorded(sim: &Sim, pool: PoolUuid) -> Vec<FsUuid> {
+    let directory = format!(".mdv-{}/filesystems", pool.simple());
+    let thin_pool = sim.dm_find(&Role::ThinPool.name(pool)).unwrap().unwrap().number;
+    let mut used = Vec::new();
+    for file in sim.list_files(&directory).unwrap() {
+        let record = FilesystemRecord::parse(&sim.read_file(&format!("{directory}/{file}")).unwrap()).unwrap();
+        let name = dm_names::filesystem(pool, record.uuid);
+        if sim.dm_find(&name).unwrap().is_none() {
+            let target = Target::Thin { pool: thin_pool, id: record.thin_id };
+            let table = [Line { start: Sectors::ZERO, length: record.size, target }];
+            sim.dm_create(&name, &name, &table, Visibility::Public).unwrap();
+        }
+        let mark = [WriteStep::At(64 << 20, &[USED; 512]), WriteStep::Flush];
+        sim.write(&sim.dm_node(&name), &mark).unwrap();
+        used.push(record.uuid);
+    }
+    used
+}
+
+/// Formerly the entry in the journal decided a destruction. If the daemon was killed before it had
+/// removed the records, another daemon set the filesystems up; nothing showed that they had been
+/// written to, and the next set-up destroyed them.
+#[test]
+fn a_filesystem_mounted_since_its_destruction_is_kept() {
+    let prepared = || {
+        let bench = Bench::with_two_filesystems();
+        let doomed = ["f", "g"].map(|name| bench.filesystem("p", name));
+        (bench.id("p"), doomed, bench)
+    };
+    let (pool, doomed, mut bench) = prepared();
+    let begin = bench.sim.steps();
+    bench.run(ops::destroy_filesystems(pool, doomed.to_vec())).unwrap();
+    let steps = bench.sim.steps() - begin;
+    let mut kept = 0;
+    for step in 0..steps {
+        let (pool, doomed, mut bench) = prepared();
+        bench.sim.faults().kill_at(bench.sim.steps() + step);
+        let answered = bench.run(ops::destroy_filesystems(pool, doomed.to_vec())).is_ok();
+        bench.sim.faults().clear();
+        let used = use_recorded(&bench.sim, pool);
+        let bench = Bench::start(bench.sim);
+        let at = format!("killed at step {step} of {steps}");
+        for id in &used {
+            assert_eq!(bench.mark_of(pool, *id), USED, "{at}");
+        }
+        let found: Vec<FsUuid> = bench.pool("p").unwrap().filesystems.keys().copied().collect();
+        assert_eq!(found.len(), if used.is_empty() { 0 } else { 2 }, "{at}: all or none");
+        assert!(used.is_empty() || !answered, "{at}");
+        bench.check_nothing_left(&at);
+        kept += u64::from(!used.is_empty());
+    }
+    assert!(0 < kept && kept < steps, "{kept} of {steps}");
+}
+
+/// A kill came between the removals of the records of `f` and `g`. Then another daemon ran.
+#[test]
+fn a_record_is_written_again_unless_replaced() {
+    let other: FsUuid = "00000000-0000-4000-8000-000000000002".parse().unwrap();
+    type Change = fn(&FilesystemRecord, FsUuid) -> Option<FilesystemRecord>;
+    let changes: [(Change, &[&str], &str); 4] = [
+        (|_, _| None, &["f", "g"], "recording it again"),
+        // Its name is in use.
+        (
+            |f, other| Some(FilesystemRecord { uuid: other, thin_id: 77, ..f.clone() }),
+            &["f", "g"],
+            "has been replaced",
+        ),
+        // Its thin device number is in use.
+        (
+            |f, other| Some(FilesystemRecord { uuid: other, name: "h".to_owned(), ..f.clone() }),
+            &["g", "h"],
+            "has been replaced",
+        ),
+        // The other daemon had set it up, too, and destroyed it.
+        (|_, _| None, &["g"], "has been replaced"),
+    ];
+    for (number, (change, names, expected)) in changes.into_iter().enumerate() {
+        let bench = Bench::with_two_filesystems();
+        let (pool, sim) = (bench.id("p"), &bench.sim);
+        let [f, g] = ["f", "g"].map(|name| bench.filesystem("p", name));
+        let mdv = format!(".mdv-{}", pool.simple());
+        let path = |id: FsUuid| format!("{mdv}/filesystems/{}.json", id.simple());
+        let [was_f, was_g]: [Value; 2] =
+            [f, g].map(|id| serde_json::from_slice(&sim.read_file(&path(id)).unwrap()).unwrap());
+        let pending = |was: &Value| {
+            let (uuid, thin_id) = (&was["uuid"], &was["thin_id"]);
+            json!({ "uuid": uuid, "thin_id": thin_id, "was": was, "by_removal": true })
+        };
+        enter(sim, &mdv, &json!({ "destroy": [pending(&was_f), pending(&was_g)] }));
+        [f, g].into_iter().for_each(|id| sim.dm_remove(&dm_names::filesystem(pool, id)).unwrap());
+        sim.remove_file(&path(f)).unwrap();
+        let record = FilesystemRecord::parse(was_f.to_string().as_bytes()).unwrap();
+        let thin_pool = Role::ThinPool.name(pool);
+        if number == 1 {
+            sim.dm_message(&thin_pool, "create_thin 77").unwrap();
+        }
+        if number == 3 {
+            sim.dm_message(&thin_pool, &format!("delete {}", record.thin_id)).unwrap();
+        }
+        if let Some(new) = change(&record, other) {
+            sim.replace_file(&path(other), &new.encode()).unwrap();
+        }
+        let (bench, said) = listen(|| Bench::start(bench.sim));
+        let view = bench.pool("p").unwrap();
+        let mut found: Vec<&str> = view.filesystems.values().map(|found| found.name.as_str()).collect();
+        found.sort_unstable();
+        assert_eq!(found, names, "{number}: {said}");
+        assert!(said.contains(expected), "{number}: {said}");
+        let deleted = bench.sim.dm_message(&thin_pool, &format!("delete {}", record.thin_id)).unwrap_err();
+        match number {
+            // The other daemon's filesystem has no XFS here.
+            1 => assert_eq!(deleted.errno(), Some(nix::libc::ENODATA)),
+            2 => assert_eq!(deleted.errno(), Some(nix::libc::EBUSY)),
+            _ => bench.check_nothing_left(&number.to_string()),
+        }
+    }
 }

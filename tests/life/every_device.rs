@@ -120,7 +120,7 @@ fn a_reused_thin_device_number_is_not_deleted() {
         let mdv = format!(".mdv-{}", pool.simple());
         let record = bench.sim.read_file(&format!("{mdv}/filesystems/{}.json", f.simple())).unwrap();
         let thin_id = FilesystemRecord::parse(&record).unwrap().thin_id;
-        let entry = entry(vec![Pending { uuid: lost, thin_id, new_origin: None, was: None }]);
+        let entry = entry(vec![Pending { uuid: lost, thin_id, new_origin: None, was: None, by_removal: false }]);
         let file = entry.file().unwrap();
         bench.sim.replace_file(&format!("{mdv}/pending/{file}"), &entry.encode()).unwrap();
         let mut bench = bench.reboot();

@@ -9,14 +9,17 @@
 //!   are saved. After a crash, thin devices of the entry without a record are deleted: the creation
 //!   has not happened.
 //! - [`Journal::Destroy`] is written after the device-mapper devices were removed and before the
-//!   first record is removed. From then on the destruction is decided. After a crash it is carried
-//!   out again from the beginning; each step can be repeated.
+//!   first record is removed. The destruction is decided when the last record is removed: from then
+//!   on no daemon sets up any of the filesystems, so nobody can use them. After a crash a decided
+//!   destruction is completed; each step can be repeated. Otherwise the records that are already
+//!   removed are written again.
 //! - [`Journal::Revert`] is written when the thin device that replaces another is up, and before
 //!   the first record is changed. From then on the revert is decided, in the same way.
 //!
 //! Another daemon may have run in between. It ignores the entries, and sets up what is recorded. So
-//! a filesystem whose record differs from the one at the time of the decision is kept. So is a
-//! snapshot whose scheduled revert was cancelled.
+//! a filesystem that is recorded is kept, and so is a snapshot whose scheduled revert was
+//! cancelled. Older versions of this daemon decided a destruction by writing the entry. What such an
+//! entry names is destroyed unless its record differs from the one at the time of the decision.
 //!
 //! This module handles texts and file names. It must never depend on how files are read and
 //! written.
@@ -42,9 +45,12 @@ pub struct Pending {
     /// For a destruction: the new origin of this filesystem's snapshots.
     #[serde(rename = "heir", default, skip_serializing_if = "Option::is_none")]
     pub new_origin: Option<FsUuid>,
-    /// For a destruction: its record at the time of the decision.
+    /// For a destruction: its record, before it is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub was: Option<FilesystemRecord>,
+    /// For a destruction: it is decided by the removal of the records, not by the entry.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_removal: bool,
 }
 
 impl Pending {
@@ -105,9 +111,17 @@ impl Journal {
         }
     }
 
-    /// Whether the destruction of the filesystem with this record has been decided.
+    /// Whether the destruction of the filesystem with this record was decided by the entry itself.
     pub fn destroys(&self, record: &FilesystemRecord) -> bool {
-        matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.is_recorded_as(record)))
+        let is_gone = |gone: &Pending| !gone.by_removal && gone.is_recorded_as(record);
+        matches!(self, Journal::Destroy(pending) if pending.iter().any(is_gone))
+    }
+
+    /// Whether the entry is a destruction that was interrupted before it was decided: one of the
+    /// filesystems is still recorded.
+    pub fn is_undecided(&self, records: &[FilesystemRecord]) -> bool {
+        let is_kept = |kept: &Pending| kept.by_removal && records.iter().any(|record| record.uuid == kept.uuid);
+        matches!(self, Journal::Destroy(pending) if pending.iter().any(is_kept))
     }
 
     /// Name of the entry's file: that of the first filesystem that the entry creates or destroys,
@@ -131,12 +145,13 @@ mod tests {
 
     fn pending() -> Vec<Pending> {
         vec![
-            Pending { uuid: HOME.parse().unwrap(), thin_id: 7, new_origin: None, was: None },
+            Pending { uuid: HOME.parse().unwrap(), thin_id: 7, new_origin: None, was: None, by_removal: false },
             Pending {
                 uuid: OTHER.parse().unwrap(),
                 thin_id: 0xff_ffff,
                 new_origin: Some(HOME.parse().unwrap()),
                 was: None,
+                by_removal: false,
             },
         ]
     }
@@ -196,7 +211,7 @@ mod tests {
     #[test]
     fn what_has_been_changed_since_is_not_destroyed() {
         let was = record(HOME);
-        let pending = Pending { uuid: was.uuid, thin_id: 7, new_origin: None, was: Some(was.clone()) };
+        let pending = Pending { uuid: was.uuid, thin_id: 7, new_origin: None, was: Some(was.clone()), by_removal: false };
         let text = serde_json::to_string(&pending).unwrap();
         assert_eq!(serde_json::from_str::<Pending>(&text).unwrap(), pending, "{text}");
         let entry = Journal::Destroy(vec![pending]);
@@ -206,6 +221,29 @@ mod tests {
         assert!(!entry.destroys(&FilesystemRecord { size: Sectors(16384), ..was.clone() }));
         assert!(!entry.destroys(&FilesystemRecord { fs_size_limit: Some(Sectors(1 << 20)), ..was.clone() }));
         assert!(!entry.destroys(&FilesystemRecord { thin_id: 8, ..was }));
+    }
+
+    /// Another daemon that ran in between had mounted the filesystem, and it had been written to.
+    #[test]
+    fn what_is_recorded_is_not_destroyed() {
+        let [home, other] = [HOME, OTHER].map(record);
+        let pending = [&home, &other].map(|was| Pending {
+            uuid: was.uuid,
+            thin_id: was.thin_id,
+            new_origin: None,
+            was: Some(was.clone()),
+            by_removal: true,
+        });
+        let entry = Journal::Destroy(pending.to_vec());
+        let text = entry.encode();
+        assert!(String::from_utf8_lossy(&text).contains(r#""by_removal":true"#));
+        assert_eq!(Journal::parse(&text).unwrap(), entry);
+        assert!(!entry.destroys(&home) && !entry.destroys(&other));
+        assert!(entry.is_undecided(&[home.clone(), other.clone()]) && entry.is_undecided(&[other]));
+        assert!(!entry.is_undecided(&[]));
+        let by_entry = Pending { by_removal: false, ..pending[0].clone() };
+        assert!(!Journal::Destroy(vec![by_entry]).is_undecided(std::slice::from_ref(&home)));
+        assert!(!Journal::Create(vec![pending[0].clone()]).is_undecided(&[home]));
     }
 
     #[test]

@@ -201,7 +201,13 @@ pub(super) fn make_thin(
     let uuid = pool.uuid();
     let awaited = AwaitedMark::note(engine.links_awaited(), records.iter().map(|record| record.uuid));
     let pending =
-        |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, new_origin: None, was: None };
+        |record: &FilesystemRecord| Pending {
+        uuid: record.uuid,
+        thin_id: record.thin_id,
+        new_origin: None,
+        was: None,
+        by_removal: false,
+    };
     let journal = Journal::Create(records.iter().map(pending).collect());
     let (pending_filesystems, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
@@ -408,14 +414,23 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
         for id in to_destroy {
             stack::remove_device(platform, &pool.thin_name(*id), Visibility::Public, undo)?;
         }
-        // This write is the commit point. A write that fails may have reached the disk, so it is
-        // taken back as well. If that fails too, the next set-up may destroy the filesystems. They
-        // must not be written to until then, so their devices stay down.
         let entry = journal.clone();
-        undo.push(When::Always, "remove the entry from the journal", move |platform| {
+        // The entry stays as long as a record is missing: it holds the record.
+        undo.push(When::Last, "remove the entry from the journal", move |platform| {
             Mdv::new(platform, uuid).end(&entry)
         });
-        Mdv::new(platform, uuid).begin(&journal)
+        Mdv::new(platform, uuid).begin(&journal)?;
+        // The removal of the last record is the commit point. A removal that fails may have reached
+        // the disk, so it is taken back as well. If that fails too, the next set-up may destroy the
+        // filesystems. They must not be written to until then, so their devices stay down.
+        for record in pending.iter().filter_map(|gone| gone.was.clone()) {
+            let id = record.uuid;
+            undo.push(When::Always, format!("write the record of {id} again"), move |platform| {
+                Mdv::new(platform, uuid).save(&record)
+            });
+            Mdv::new(platform, uuid).remove(id)?;
+        }
+        Ok(())
     })?;
     undo.forget();
     // Space is free again, and less space is promised to filesystems.
@@ -483,7 +498,7 @@ fn may_go(pool: &Pool, id: FsUuid, to_destroy: &[FsUuid]) -> Result<Pending> {
     while let Some(next) = new_origin.filter(|origin| to_destroy.contains(origin)) {
         new_origin = pool.filesystem(next)?.record.origin;
     }
-    Ok(Pending { uuid: id, thin_id: record.thin_id, new_origin, was: Some(record.clone()) })
+    Ok(Pending { uuid: id, thin_id: record.thin_id, new_origin, was: Some(record.clone()), by_removal: true })
 }
 
 /// Passes the origins of destroyed filesystems on to their snapshots. The view does not wait for

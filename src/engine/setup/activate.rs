@@ -63,11 +63,15 @@ impl Activation {
     /// set-up of the pool.
     pub fn run(&self, platform: &dyn Platform) -> Activated {
         let mut undo = Rollback::new();
-        let device = self.activate(platform, &mut undo).or_else(|_| self.activate(platform, &mut undo));
+        let device = self.up(platform, &mut undo).or_else(|_| self.up(platform, &mut undo));
         Activated { device, undo }
     }
 
-    fn activate(&self, platform: &dyn Platform, undo: &mut Rollback) -> Result<(DeviceNumber, Sectors)> {
+    /// Brings the device up.
+    ///
+    /// # Errors
+    /// When the kernel refuses; with ENODATA if there is no such thin device.
+    pub fn up(&self, platform: &dyn Platform, undo: &mut Rollback) -> Result<(DeviceNumber, Sectors)> {
         let mut size = self.recorded.max(self.live_size(platform)?);
         let (number, ensured) = self.ensure(platform, size, undo)?;
         if ensured == Ensured::Created {

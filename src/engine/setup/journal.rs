@@ -1,21 +1,24 @@
-//! Replays the journal of the metadata volume: takes back interrupted creations, and completes
-//! interrupted destructions and reverts.
+//! Replays the journal of the metadata volume: takes back interrupted creations, and destructions
+//! that were not decided; completes decided destructions, and interrupted reverts.
 
 use crate::{
+    base::units::Sectors,
     engine::{
         dm_names::{self, Role},
-        error::Result,
+        error::{Error, Result},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Pending},
         pool::Pool,
-        revert, thin_devices,
+        revert,
+        setup::activate::Activation,
+        thin_devices,
         undo::Rollback,
         xfs,
     },
     platform::Platform,
 };
 
-/// Takes back creations, and completes destructions and reverts, that were under way when the last
+/// Takes back or completes the creations, destructions and reverts that were under way when the last
 /// daemon ended. An entry that cannot be completed now stays until the next set-up: a device that
 /// is still open must not keep the pool from starting.
 pub(super) fn replay(
@@ -33,7 +36,7 @@ pub(super) fn replay(
             revert::finish(platform, pool, records, revert, undo);
             continue;
         }
-        let replayed = replay_entry(platform, pool, entry, records);
+        let replayed = replay_entry(platform, pool, entry, records, undo);
         let ended = replayed.and_then(|()| Ok(Mdv::new(platform, pool.uuid()).end(entry)?));
         if let Err(error) = ended {
             log::warn!("pool {}: {entry:?} stays until the next set-up: {}", pool.name(), error.sentence());
@@ -50,7 +53,16 @@ pub(super) fn replay(
     }
 }
 
-fn replay_entry(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
+fn replay_entry(
+    platform: &dyn Platform,
+    pool: &Pool,
+    entry: &Journal,
+    records: &mut Vec<FilesystemRecord>,
+    undo: &mut Rollback,
+) -> Result<()> {
+    if entry.is_undecided(records) {
+        return take_back(platform, pool, entry.pending(), records, undo);
+    }
     for pending in entry.pending() {
         // Filesystems whose destruction continues are not among the records.
         let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
@@ -62,6 +74,7 @@ fn replay_entry(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: 
             ),
             (Journal::Destroy(_), false) => {
                 log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), pending.uuid);
+                Mdv::new(platform, pool.uuid()).remove(pending.uuid)?;
                 finish_destroy(platform, pool, pending, records)?;
             }
             (_, true) => {}
@@ -74,9 +87,65 @@ fn replay_entry(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: 
     Ok(())
 }
 
-/// Completes the destruction of a filesystem once it has been decided: deletes its record, passes
-/// its origin to its snapshots, deletes its thin device. Each step can be repeated. `survivors` are
-/// the records of the pool's other filesystems.
+/// Takes back a destruction that was not decided: writes the records again that are missing. Since
+/// the daemon was killed, another one may have used their names or numbers, or may have destroyed
+/// the filesystems itself. Then the destruction of these is completed.
+fn take_back(
+    platform: &dyn Platform,
+    pool: &Pool,
+    kept: &[Pending],
+    records: &mut Vec<FilesystemRecord>,
+    undo: &mut Rollback,
+) -> Result<()> {
+    for pending in kept {
+        if records.iter().any(|record| record.uuid == pending.uuid) {
+            log::info!(
+                "pool {}: the destruction of filesystem {} was not decided; keeping it",
+                pool.name(),
+                pending.uuid
+            );
+            continue;
+        }
+        let is_free = |was: &&FilesystemRecord| {
+            records.iter().all(|record| record.name != was.name && record.thin_id != was.thin_id)
+        };
+        match pending.was.as_ref().filter(is_free) {
+            Some(was) if thin_exists(platform, pool, was, undo)? => {
+                log::info!(
+                    "pool {}: the destruction of filesystem {} was not decided; recording it again",
+                    pool.name(),
+                    pending.uuid
+                );
+                Mdv::new(platform, pool.uuid()).save(was)?;
+                records.push(was.clone());
+            }
+            _ => {
+                log::warn!(
+                    "pool {}: filesystem {} has been replaced since its destruction began; completing that",
+                    pool.name(),
+                    pending.uuid
+                );
+                finish_destroy(platform, pool, pending, records)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the thin device of a filesystem exists. If it does, it is up afterwards.
+fn thin_exists(platform: &dyn Platform, pool: &Pool, record: &FilesystemRecord, undo: &mut Rollback) -> Result<bool> {
+    let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
+    let sector = pool.sector_size(platform).unwrap_or(Sectors(1));
+    match Activation::new(pool.uuid(), thin_pool, record, sector).up(platform, undo) {
+        Ok(_) => Ok(true),
+        Err(Error::Platform(error)) if error.errno() == Some(nix::libc::ENODATA) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Completes the destruction of a filesystem once its record is removed: passes its origin to its
+/// snapshots, deletes its thin device. Each step can be repeated. `survivors` are the records of the
+/// pool's other filesystems.
 ///
 /// # Errors
 /// When a step fails. The journal entry stays, and the next set-up continues the destruction.
@@ -91,7 +160,6 @@ pub(in crate::engine) fn finish_destroy(
         snapshot.origin = pending.new_origin;
         mdv.save(snapshot)?;
     }
-    mdv.remove(pending.uuid)?;
     delete_thin(platform, pool, pending, survivors)
 }
 
