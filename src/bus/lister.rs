@@ -37,8 +37,10 @@ use crate::{
 };
 
 /// Requests that may wait for the lister at the same time. Further ones are refused with an error.
-/// Until its turn, each costs only its caller's name.
-const WAITING_MAX: usize = 4096;
+/// Until its turn, each costs its caller's name and what the quotas keep of that caller. A client
+/// stops waiting after some seconds, in which no more short lists can be made, so a longer queue only
+/// takes memory.
+const WAITING_MAX: usize = 512;
 
 /// How often an answer is made again because of a change in between, before changes are made to
 /// wait for it.

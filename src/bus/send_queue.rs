@@ -58,10 +58,14 @@ pub struct SendQueue {
     room: Condvar,
 }
 
+/// The messages that wait, each with memory of its own. In one queue of parts, lists of a few
+/// thousand parts made the queue twice as large, and it stayed so.
 #[derive(Debug, Default)]
 struct Unsent {
-    parts: VecDeque<MessagePart>,
-    /// Bytes of the first part that are written.
+    messages: VecDeque<Vec<MessagePart>>,
+    /// Parts of the first message that are written.
+    parts_written: usize,
+    /// Bytes of the next part that are written.
     written: usize,
     /// Bytes of all parts that are not written yet.
     bytes: usize,
@@ -90,14 +94,14 @@ impl SendQueue {
     /// When the other end is gone.
     pub fn send(&self, message: Vec<MessagePart>) -> io::Result<Sent> {
         let mut queue = self.unsent.lock();
-        let waits_already = !queue.parts.is_empty();
+        let waits_already = !queue.messages.is_empty();
         queue.bytes += message.iter().map(|part| part.bytes().len()).sum::<usize>();
-        queue.parts.extend(message);
+        queue.messages.push_back(message);
         // If something waits already, the thread that waits for the socket writes this message too.
         if !waits_already {
             queue.write(&self.socket)?;
         }
-        Ok(if queue.parts.is_empty() { Sent::Whole } else { Sent::Waits })
+        Ok(if queue.messages.is_empty() { Sent::Whole } else { Sent::Waits })
     }
 
     /// Writes as much of the queue as the socket takes.
@@ -115,7 +119,7 @@ impl SendQueue {
 
     /// Whether anything waits for the socket.
     pub fn is_waiting(&self) -> bool {
-        !self.unsent.lock().parts.is_empty()
+        !self.unsent.lock().messages.is_empty()
     }
 
     /// How many bytes wait for the socket.
@@ -151,12 +155,14 @@ impl Unsent {
     }
 
     fn write(&mut self, socket: &OwnedFd) -> io::Result<()> {
-        while !self.parts.is_empty() {
+        while !self.messages.is_empty() {
             let written = {
                 let mut from = self.written;
                 let slices: Vec<IoSlice<'_>> = self
-                    .parts
+                    .messages
                     .iter()
+                    .flatten()
+                    .skip(self.parts_written)
                     .take(PARTS_AT_ONCE)
                     .map(|part| IoSlice::new(&part.bytes()[std::mem::take(&mut from)..]))
                     .collect();
@@ -176,9 +182,18 @@ impl Unsent {
     fn take(&mut self, written: usize) {
         self.bytes -= written;
         self.written += written;
-        while let Some(length) = self.parts.front().map(|part| part.bytes().len()).filter(|n| *n <= self.written) {
-            self.written -= length;
-            self.parts.pop_front();
+        while let Some(message) = self.messages.front() {
+            match message.get(self.parts_written).map(|part| part.bytes().len()) {
+                Some(length) if length <= self.written => {
+                    self.written -= length;
+                    self.parts_written += 1;
+                }
+                Some(_) => break,
+                None => {
+                    self.messages.pop_front();
+                    self.parts_written = 0;
+                }
+            }
         }
     }
 }

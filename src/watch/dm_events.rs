@@ -9,7 +9,17 @@
 //! Reading the numbers takes a bounded number of calls. Up to [`ASKED_MAX`] pools are queried one
 //! by one; the cost does not depend on the number of filesystems. Beyond that, one list of all
 //! devices has all numbers: one call, of about 0.1 µs per device, instead of one call of several µs
-//! per pool. `DM_DEV_WAIT`, the third way, occupies a thread per device.
+//! per pool.
+//!
+//! The kernel offers nothing that costs the same beside any number of devices:
+//!
+//! - `DM_DEV_ARM_POLL` makes the descriptor readable after any event of any device. It carries no
+//!   name.
+//! - `DM_LIST_DEVICES` goes through all names. Since Linux 5.13 it can leave out those without a
+//!   given prefix, which it compares one by one; and the name of a thin pool has the pool's UUID
+//!   before its role, so only a whole name selects it.
+//! - `DM_DEV_WAIT` waits for one device, and occupies a thread for each.
+//! - A uevent with the name comes for events of multipath only.
 //!
 //! Must never know: what an event means.
 
