@@ -233,6 +233,26 @@ mod tests {
         assert!(read == wanted);
     }
 
+    /// Formerly each part took a place in the queue, which doubled when refusals waited behind lists.
+    #[test]
+    fn a_list_takes_one_place() {
+        let (send_queue, mut theirs) = pair();
+        let list =
+            |of: u8| -> Vec<MessagePart> { (0..=255).map(|part| MessagePart::Bytes(vec![of ^ part; 700])).collect() };
+        for of in 0..10 {
+            send_queue.send(list(of)).unwrap();
+        }
+        assert!((1..=10).contains(&send_queue.unsent.lock().messages.len()));
+        let wanted: Vec<u8> = (0..10).flat_map(list).flat_map(|part| part.bytes().to_vec()).collect();
+        let (mut read, mut some) = (Vec::new(), vec![0; 70_001]);
+        while read.len() < wanted.len() {
+            let count = theirs.read(&mut some).unwrap();
+            read.extend_from_slice(&some[..count]);
+            send_queue.write().unwrap();
+        }
+        assert!(read == wanted && !send_queue.is_waiting());
+    }
+
     #[test]
     fn an_empty_part_is_passed_over() {
         let (send_queue, mut theirs) = pair();

@@ -251,11 +251,7 @@ fn a_record_is_written_again_unless_replaced() {
     let changes: [(Change, &[&str], &str); 4] = [
         (|_, _| None, &["f", "g"], "recording it again"),
         // Its name is in use.
-        (
-            |f, other| Some(FilesystemRecord { uuid: other, thin_id: 77, ..f.clone() }),
-            &["f", "g"],
-            "has been replaced",
-        ),
+        (|f, other| Some(FilesystemRecord { uuid: other, thin_id: 77, ..f.clone() }), &["f", "g"], "has been replaced"),
         // Its thin device number is in use.
         (
             |f, other| Some(FilesystemRecord { uuid: other, name: "h".to_owned(), ..f.clone() }),

@@ -211,7 +211,8 @@ mod tests {
     #[test]
     fn what_has_been_changed_since_is_not_destroyed() {
         let was = record(HOME);
-        let pending = Pending { uuid: was.uuid, thin_id: 7, new_origin: None, was: Some(was.clone()), by_removal: false };
+        let pending =
+            Pending { uuid: was.uuid, thin_id: 7, new_origin: None, was: Some(was.clone()), by_removal: false };
         let text = serde_json::to_string(&pending).unwrap();
         assert_eq!(serde_json::from_str::<Pending>(&text).unwrap(), pending, "{text}");
         let entry = Journal::Destroy(vec![pending]);

@@ -200,8 +200,7 @@ pub(super) fn make_thin(
     let platform = engine.platform();
     let uuid = pool.uuid();
     let awaited = AwaitedMark::note(engine.links_awaited(), records.iter().map(|record| record.uuid));
-    let pending =
-        |record: &FilesystemRecord| Pending {
+    let pending = |record: &FilesystemRecord| Pending {
         uuid: record.uuid,
         thin_id: record.thin_id,
         new_origin: None,
