@@ -1,7 +1,7 @@
 //! GetManagedObjects compared with two floors, called alternately by the same client: a byte array
 //! of the same size, and the same list from the memory of another program. The second floor is the
-//! cost of the bus, which checks every value of a list, whichever program sends it. Neither floor
-//! does any work of its own.
+//! cost of the bus, which checks every value of a list from any program. The programs of both
+//! floors only write the message.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
