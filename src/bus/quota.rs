@@ -1,11 +1,11 @@
 //! Tracks which clients leave messages unread, and limits what one client can keep from all others.
 //!
 //! The reference bus holds a message until its receiver has taken it, and charges it to the
-//! *sender*. It stops reading from a sender of whose messages it holds 127 MiB. So a client that
-//! asks for lists and never reads them would silence the daemon for all clients. dbus-broker has
-//! one account for all messages between connections of one user. When that account is full, it
-//! disconnects the receiver of the next message: root's clients share the account with each other,
-//! with the daemon and with systemd.
+//! *sender*. It stops reading from a sender while it holds 127 MiB of that sender's messages. So a
+//! client that asks for lists and never reads them would silence the daemon for all clients.
+//! dbus-broker has one account for all messages between connections of one user. When that account
+//! is full, it disconnects the receiver of the next message: root's clients share the account with
+//! each other, with the daemon and with systemd.
 //!
 //! A sender does not learn what was delivered, but the bus reports on request how much it holds
 //! ([`statistics`]). So the quotas add up what was sent to each caller and to all, and when a sum

@@ -55,7 +55,7 @@ pub enum Dialect {
     /// sent, `OutgoingBytes` messages to it. Tried first.
     #[default]
     Connection,
-    /// dbus-broker: all connections at once, in an entry of its own. `OutgoingBytes` of a peer wait
+    /// dbus-broker: all connections at once, in a separate entry. `OutgoingBytes` of a peer wait
     /// for the peer to read. The bus does not report who sent them.
     Peers,
 }

@@ -1,4 +1,4 @@
-//! Stops the daemon: in a fixed order and in bounded time, and names whatever hangs.
+//! Stops the daemon in a fixed order and in bounded time, and names each part that hangs.
 //!
 //! Must never know: why it stops; pools stay as they are in any case.
 //!

@@ -1,10 +1,10 @@
 //! Claims: what a request reserves for itself while it holds no lock.
 //!
-//! Slow work such as formatting runs without a lock. The request first claims whatever no other
-//! request may touch meanwhile: the name of a new pool, a device, a pool that is being set up, the
-//! name of a filesystem. A claim is a value. Dropping it gives it back, also when the request
-//! panics. A request that holds a claim never asks for another one: it takes all its claims at
-//! once, as one set. So claims cannot deadlock.
+//! Slow work such as formatting runs without a lock. The request first claims everything that no
+//! other request may touch meanwhile: the name of a new pool, a device, a pool that is being set
+//! up, the name of a filesystem. A claim is a value. Dropping it gives it back, also when the
+//! request panics. A request that holds a claim never asks for another one: it takes all its claims
+//! at once, as one set. So claims cannot deadlock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -101,8 +101,8 @@ struct Held {
 struct PoolWork {
     /// How many of the claimed keys are work in this pool.
     claimed: usize,
-    /// The engine's count of claims given back, of whatever kind, when a claim in this pool was
-    /// last given back.
+    /// The engine's count of claims of all kinds given back, when a claim in this pool was last
+    /// given back.
     last_given_back: u64,
 }
 

@@ -148,7 +148,7 @@ pub(super) fn carry_out(
 
 /// Completes a revert that has been decided. Afterwards `records` describe the outcome. What fails
 /// now stays in the journal for the next set-up. Until then the filesystems must not be changed,
-/// because the snapshot may still be a filesystem of its own on disk.
+/// because the snapshot may still be a separate filesystem on disk.
 pub(super) fn finish(
     platform: &dyn Platform,
     pool: &mut Pool,

@@ -272,8 +272,8 @@ impl Stack {
     /// A device left suspended is resumed.
     ///
     /// # Errors
-    /// [`Error::OtherTable`] if a device of that name is up whose table neither is nor ever was the
-    /// table of the layer.
+    /// [`Error::OtherTable`] if a device of that name is up, but its table neither is nor ever was
+    /// that of the layer.
     pub fn ensure(&mut self, platform: &dyn Platform, layer: &Layer, undo: &mut Rollback) -> Result<Ensured> {
         let name = self.name(layer.role);
         let (number, ensured) = match layer.make {

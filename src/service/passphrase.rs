@@ -83,7 +83,7 @@ pub fn read(descriptor: BorrowedFd<'_>) -> Result<Secret, PassphraseError> {
     Ok(Secret::new(bytes))
 }
 
-/// A read that never blocks, whatever other calls do with the same pipe: after the check for data,
+/// A read that never blocks, even if other calls read the same pipe: after the check for data,
 /// another call may have taken the data. The flags of the descriptor stay as they are, since the
 /// client shares them.
 ///

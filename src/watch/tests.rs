@@ -108,7 +108,7 @@ fn lost_events_cause_a_scan_of_all_devices() {
         0,
     );
     crate::engine::bda::Bda::initialize(&sim, &[(Path::new("/dev/x4999"), header)]).unwrap();
-    // Writing the header raised an event of its own, which does not matter here.
+    // Writing the header raised another event, which does not matter here.
     drop(watched.next());
     let Step::Blocking(_, step) = look.chain else { panic!("the scan takes a lock") };
     assert!(matches!(step(&engine), Step::Done(())));

@@ -445,7 +445,7 @@ fn outcomes_of_methods_are_result_code_and_text() {
     assert!(told(create, create.failure(Failure::Panicked)).contains("bug in the daemon"));
     let rename = asked(InterfaceKind::Filesystem, 0, "SetName");
     assert_eq!(told(rename, Outcome::NoChange), "(false '00000000000000000000000000000000') 0 'Ok'");
-    // This method has no result of its own.
+    // This method has no result besides code and text.
     assert_eq!(told(asked(InterfaceKind::Manager, 2, "RefreshState"), Outcome::Refused("why".into())), "1 'why'");
     assert_eq!(told(asked(InterfaceKind::Manager, 2, "RefreshState"), Outcome::NoChange), "0 'Ok'");
 }

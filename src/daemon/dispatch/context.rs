@@ -35,7 +35,7 @@ pub trait Context: Send + Sync + 'static {
     /// pool.
     fn hurry(&self);
     /// Chains that steps have begun and for which no caller waits, with their labels. They run as
-    /// requests of their own.
+    /// separate requests.
     fn take_follow_ups<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)>
     where
         Self: Sized;

@@ -134,7 +134,7 @@ fn without_thumbprints(config: &Value) -> Value {
     }
 }
 
-/// Whether the bindings of two devices are equal. Each has a passphrase of its own.
+/// Whether the bindings of two devices are equal. The passphrases differ and do not count.
 fn is_same(one: Option<&Binding>, other: Option<&Binding>) -> bool {
     match (one.map(|binding| &binding.mechanism), other.map(|binding| &binding.mechanism)) {
         (None, None) => true,

@@ -134,7 +134,7 @@ fn build(
         return Step::Done(Err(error));
     }
     let platform = engine.platform();
-    // Version 1 turns each device into a LUKS device instead, each with passphrases of its own.
+    // Version 1 turns each device into a LUKS device instead, each with its own passphrases.
     let as_a_whole = !assigned.is_empty() && new.version == MetadataVersion::V2;
     let prepared = || as_a_whole.then(|| Prepared::new(platform, assigned)).transpose();
     let uuid = PoolUuid::from_random(platform.random());

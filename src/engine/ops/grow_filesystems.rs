@@ -10,7 +10,7 @@
 //! extended again. So no step is taken back when the next one fails. That holds for the extension
 //! of the XFS too, which may have succeeded despite the error. The exception is a size whose table
 //! the kernel refuses for good: the former record is written again, because otherwise the
-//! filesystem could not be set up any more.
+//! filesystem could no longer be set up.
 //!
 //! The pool is locked only for records and tables. The usage of the filesystems is read, and XFS is
 //! extended, without a lock and side by side.

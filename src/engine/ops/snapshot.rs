@@ -201,7 +201,7 @@ fn go_on(platform: &dyn Platform, origin: &str, cause: Error) -> Error {
     }
 }
 
-/// Gives the snapshot an identity of its own, without the pool's lock, and adds it to the pool.
+/// Gives the snapshot a new identity, without the pool's lock, and adds it to the pool.
 fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Step<Result<Option<FsUuid>>> {
     filesystems::complete_each(uuid, batch, move |platform, device, id| xfs::identify(platform, device, id, mounted))
         .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))

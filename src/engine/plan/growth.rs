@@ -162,8 +162,8 @@ pub enum Extension {
     By(Sectors),
 }
 
-/// Plans the growth of filesystems in a pool with this logical sector size, of which every size is
-/// a multiple. `room` is the space that the pool has left for all filesystems; `None`: together
+/// Plans the growth of filesystems in a pool with this logical sector size. Every size is a
+/// multiple of it. `room` is the space that the pool has left for all filesystems; `None`: together
 /// they may be larger than the pool. The first filesystems in the list are served first.
 pub fn filesystems(list: &[FilesystemFill], room: Option<Sectors>, sector: Sectors) -> Vec<Extension> {
     let mut left = room;

@@ -60,7 +60,7 @@ impl Projection {
         std::mem::take(&mut self.changed).then(|| self.view())
     }
 
-    /// Marks the view as changed, whatever was shown before.
+    /// Marks the view as changed, even if it equals the former one.
     pub fn mark_changed(&mut self) {
         self.changed = true;
     }

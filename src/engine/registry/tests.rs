@@ -43,7 +43,7 @@ fn node(number: u32) -> PathBuf {
     format!("/dev/{number}").into()
 }
 
-/// Devices, each with a pool of its own; every other pool is called `twin`.
+/// Devices, each with a separate pool; every second pool is called `twin`.
 fn devices(count: u32) -> Vec<FoundDevice> {
     let sim = (0..count).fold(Sim::builder(), |sim, number| sim.disk(node(number).to_str().unwrap(), SIZE)).build();
     let one = |number: u32| {

@@ -83,8 +83,8 @@ fn serves_the_seventeenth(daemon: &Daemon) {
     }
 }
 
-/// Slow steps used to hold at most half of the workers, whatever their share: eight hung formats of
-/// one pool were enough to block all.
+/// The limit for slow steps used to be half of the workers, for all shares together: eight hung
+/// formats of one pool were enough to block all.
 #[test]
 fn sixteen_hung_pools_leave_the_seventeenth_alone() {
     let daemon = seventeen();

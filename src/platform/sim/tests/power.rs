@@ -139,8 +139,8 @@ fn large_sectors_are_not_torn() {
     }
 }
 
-/// A replaced file is the old or the new one, at whatever step power is cut and whatever survives.
-/// Once the call has returned, it is the new one.
+/// A replaced file is the old or the new one, for a power cut at any step and with any surviving
+/// writes. Once the call has returned, it is the new one.
 #[test]
 fn a_replaced_file_is_old_or_new() {
     let (mut old, mut new) = (0, 0);

@@ -1,4 +1,4 @@
-//! Re-encryption jobs on a LUKS device in use: whatever interrupts them, the data is preserved.
+//! Re-encryption jobs on a LUKS device in use: no interruption damages the data.
 
 use parking_lot::Mutex;
 
