@@ -2,7 +2,7 @@
 //! do. It keeps its source and does not repeat the source's text; [`Error::sentence`] joins the
 //! chain, once, for the reply or the log.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use crate::{
     base::{
@@ -40,6 +40,8 @@ pub enum Error {
     AmbiguousName { name: Name, pools: Vec<PoolUuid> },
     #[error("pool {pool} is not encrypted; omit {given}")]
     NotEncrypted { pool: Name, given: &'static str },
+    #[error("the passphrase does not open pool {pool}; give the right one")]
+    WrongPassphrase { pool: String },
     #[error("the devices of pool {pool} are encrypted; give an unlock method")]
     Locked { pool: PoolUuid },
     #[error("only some devices of pool {0} are encrypted; disconnect those that do not belong to it")]
@@ -324,6 +326,17 @@ impl Error {
     /// The whole chain of causes as one sentence: cause, and what to do.
     pub fn sentence(&self) -> String {
         error_chain::sentence(self)
+    }
+
+    /// The error of opening a LUKS device of this pool, for somebody who has typed a passphrase and
+    /// knows the pool, but not the device.
+    pub fn of_typing(self, pool: impl fmt::Display) -> Error {
+        match self {
+            Error::Encryption(EncryptionError::Platform(platform::Error::WrongKey { .. })) => {
+                Error::WrongPassphrase { pool: pool.to_string() }
+            }
+            other => other,
+        }
     }
 
     /// What an undo that failed leaves of the pool's availability.

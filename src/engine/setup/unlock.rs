@@ -176,7 +176,8 @@ fn open_closed(
     let opened = name.clone();
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
-    let volume_key = lifecycle::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
+    let volume_key = lifecycle::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())
+        .map_err(|error| error.of_typing(pool.name()))?;
     let key_name = volume_keys::name(pool.uuid());
     let unset = key_name.clone();
     undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
