@@ -31,8 +31,15 @@ pub fn tell(state: &str) {
     if let Some(address) = env::var_os(VARIABLE)
         && let Err(error) = send(&address, state)
     {
-        log::warn!("cannot send {state} to the service manager: {error}");
+        log::log!(level(state, &error), "cannot send {state} to the service manager: {error}");
     }
+}
+
+/// How serious it is that a state did not arrive. The manager of the initrd, and its socket, are gone
+/// after the switch to the root file system, which the early-boot daemon outlives: nobody waits for
+/// its end.
+fn level(state: &str, error: &io::Error) -> log::Level {
+    if state != READY && error.kind() == io::ErrorKind::NotFound { log::Level::Debug } else { log::Level::Warn }
 }
 
 /// An address that begins with `@` is in the abstract namespace; any other is a path.
@@ -66,5 +73,16 @@ mod tests {
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         arrives(&UnixDatagram::bind_addr(&address).unwrap(), OsStr::new(&format!("@{name}")));
         assert!(send(OsStr::new("/nowhere/at/all"), READY).is_err());
+    }
+
+    /// The daemon of the initrd warned at each boot, when stratisd took over.
+    #[test]
+    fn a_manager_that_is_gone_misses_nothing() {
+        let gone = send(OsStr::new("/nowhere/at/all"), STOPPING).unwrap_err();
+        assert_eq!(level(STOPPING, &gone), log::Level::Debug);
+        // systemd would wait in vain.
+        assert_eq!(level(READY, &gone), log::Level::Warn);
+        let refused = send(OsStr::new("/"), STOPPING).unwrap_err();
+        assert_eq!(level(STOPPING, &refused), log::Level::Warn);
     }
 }
