@@ -49,8 +49,8 @@ impl Generator {
                 SETUP_SCRIPT,
                 "OnFailure=emergency.target\n\
                  OnFailureJobMode=isolate\n\
-                 Wants=stratisd-min.service systemd-ask-password-console.service stratis-clevis-setup.service\n\
-                 After=paths.target systemd-ask-password-console.service stratisd-min.service\n\
+                 Wants=stratisd-min.service systemd-ask-password-console.path stratis-clevis-setup.service\n\
+                 After=paths.target systemd-ask-password-console.path stratisd-min.service\n\
                  Before=initrd.target shutdown.target\n",
             ),
             Generator::ClevisSetup => (
@@ -92,6 +92,15 @@ mod tests {
         for name in ["", "stratis-generator", "setup-generator"] {
             assert_eq!(Generator::by_name(name), None, "{name}");
         }
+    }
+
+    /// The service asks at once and fails where nothing is to be asked, or there is no console yet. Its
+    /// path unit starts it when a prompt appears.
+    #[test]
+    fn the_prompt_is_shown_on_request() {
+        let setup = Generator::Setup.unit(&["7f951e31-059b-48bd-ba8c-4fd0405974e5".to_owned()]);
+        assert!(setup.contains("systemd-ask-password-console.path"), "{setup}");
+        assert!(!setup.contains("systemd-ask-password-console.service"), "{setup}");
     }
 
     #[test]
