@@ -44,7 +44,7 @@ UNITS         = stratisd.service stratisd-min-postinitrd.service stratis-fstab-s
                 stratis-fstab-setup-with-network@.service
 STRATISDATADIR = $(DATADIR)/stratisd
 # Installs a file with the paths filled in: source, target, mode.
-fill_in       = sed $(foreach path,LIBEXECDIR UDEVDIR UNITEXECDIR UNITGENDIR STRATISDATADIR,-e 's|@$(path)@|$($(path))|g') \
+fill_in       = sed $(foreach path,LIBEXECDIR UDEVDIR UNITDIR UNITEXECDIR UNITGENDIR STRATISDATADIR,-e 's|@$(path)@|$($(path))|g') \
                     $(1) | $(INSTALL) -D -m $(3) /dev/stdin $(DESTDIR)$(2)
 # The files of the package stratisd, of the part for initramfs images, and of the tools.
 PACKAGES = stratisd initramfs tools
@@ -244,7 +244,7 @@ DRACUT_MODULE = $(DRACUTDIR)/modules.d/50stratis
 
 install-dracut-cfg:
 	$(call fill_in,boot/dracut/50stratis/module-setup.sh,$(DRACUT_MODULE)/module-setup.sh,0755)
-	$(call fill_in,boot/stratisd-min.service,$(DRACUT_MODULE)/stratisd-min.service,0644)
+	$(call fill_in,boot/stratisd-min.service,$(UNITDIR)/stratisd-min.service,0644)
 	$(INSTALL) -D -m 0755 boot/stratis-rootfs-setup $(DESTDIR)$(DRACUT_MODULE)/stratis-rootfs-setup
 	$(INSTALL) -D -m 0644 udev/61-stratisd.rules $(DESTDIR)$(DRACUT_MODULE)/61-stratisd.rules
 	$(call fill_in,boot/dracut/50stratis-clevis/module-setup.sh,$(DRACUT_MODULE)-clevis/module-setup.sh,0755)

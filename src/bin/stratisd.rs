@@ -8,7 +8,7 @@ use stratisd::{
     cli,
     daemon::{
         self,
-        machine::{MachineChoice, SimOptions},
+        machine::{MachineChoice, Predecessor, SimOptions},
     },
 };
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     } else {
         MachineChoice::Real
     };
-    match daemon::run::<BusFrontEnd>(&machine) {
+    match daemon::run::<BusFrontEnd>(&machine, Predecessor::Leaves) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("stratisd: {}", error_chain::sentence(&error));

@@ -8,7 +8,7 @@ use stratis_core::{
     cli::{self, stratisd_min},
     daemon::{
         self,
-        machine::{MachineChoice, SimOptions},
+        machine::{MachineChoice, Predecessor, SimOptions},
     },
     rpc_front_end::RpcFrontEnd,
 };
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     let command_line: stratisd_min::StratisdMinLine = cli::parse(&stratisd_min::PAGE, None);
     daemon::logging::init(command_line.log_level.map(Into::into));
     let machine = if command_line.sim { MachineChoice::Simulated(SimOptions::default()) } else { MachineChoice::Real };
-    match daemon::run::<RpcFrontEnd>(&machine) {
+    let predecessor = if command_line.replace { Predecessor::Leaves } else { Predecessor::Stays };
+    match daemon::run::<RpcFrontEnd>(&machine, predecessor) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("Error: {:?}", error_chain::sentence(&error));

@@ -12,13 +12,17 @@ use super::{Example, Level, ManualPage};
 ///
 /// stratisd takes over when it starts: it tells stratisd-min to end, waits until stratisd-min has
 /// finished the requests that it has begun, and examines all devices and pools again. Mounted
-/// filesystems are not affected.
+/// filesystems are not affected. With --replace, stratisd-min takes over from another one in the
+/// same way.
 #[derive(Debug, Parser)]
 #[command(name = "stratisd-min", version)]
 pub struct StratisdMinLine {
     /// Work on a simulated machine: any absolute path is a disk, and nothing real is touched
     #[arg(long)]
     pub sim: bool,
+    /// If another stratisd-min runs, take over from it, as stratisd does, instead of failing
+    #[arg(long)]
+    pub replace: bool,
     /// Lowest level of messages to write to standard error; default: RUST_LOG, or errors only
     #[arg(long, value_enum)]
     pub log_level: Option<Level>,

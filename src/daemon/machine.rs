@@ -36,6 +36,16 @@ impl DaemonRole {
     }
 }
 
+/// What a daemon of early boot does if another one runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Predecessor {
+    /// It does not start.
+    #[default]
+    Stays,
+    /// It ends the other one and takes over, as stratisd always does.
+    Leaves,
+}
+
 /// The machine to work on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum MachineChoice {
@@ -109,9 +119,10 @@ pub struct Machine {
     platform: Arc<dyn Platform>,
     linux: Option<Arc<Linux>>,
     paths: RunPaths,
-    role: DaemonRole,
-    /// The lock of this daemon; `None` on a simulated machine, which no other daemon uses. Dropped
-    /// last.
+    /// The role of this daemon, and what becomes of another one; `None` on a simulated machine,
+    /// which no other daemon uses.
+    admission: Option<(DaemonRole, Predecessor)>,
+    /// The lock of this daemon. Dropped last.
     lock: Option<PidFile>,
 }
 
@@ -124,14 +135,17 @@ pub fn serve_as_child() -> Option<ExitCode> {
 /// Takes the lock of this daemon. The early-boot daemon then also checks that stratisd does not
 /// run. Each daemon looks at the other's lock after it has taken its own. So if both start at once,
 /// at least one sees the other, and stratisd stays.
-fn lock(paths: &RunPaths, role: DaemonRole) -> Result<PidFile, PidFileError> {
-    match role {
-        DaemonRole::Full => PidFile::take(&paths.daemon_lock()),
-        DaemonRole::Early => {
+///
+/// `None`: the predecessor holds the lock, which is taken when it has left.
+fn lock(paths: &RunPaths, role: DaemonRole, predecessor: Predecessor) -> Result<Option<PidFile>, PidFileError> {
+    match (role, predecessor) {
+        (DaemonRole::Full, _) => PidFile::take(&paths.daemon_lock()).map(Some),
+        (DaemonRole::Early, Predecessor::Stays) => {
             let lock = PidFile::take(&paths.early_daemon_lock())?;
             pid_file::check_free(&paths.daemon_lock())?;
-            Ok(lock)
+            Ok(Some(lock))
         }
+        (DaemonRole::Early, Predecessor::Leaves) => pid_file::check_free(&paths.daemon_lock()).map(|()| None),
     }
 }
 
@@ -142,44 +156,51 @@ impl Machine {
     ///
     /// # Errors
     /// The same daemon uses the machine, or stratisd does, or the machine lacks something.
-    pub fn start(choice: &MachineChoice, role: DaemonRole) -> Result<Machine, Error> {
+    pub fn start(choice: &MachineChoice, role: DaemonRole, predecessor: Predecessor) -> Result<Machine, Error> {
+        let admission = Some((role, predecessor));
         match choice {
             MachineChoice::Real => {
                 let paths = RunPaths::default();
-                let lock = Some(lock(&paths, role)?);
+                let lock = lock(&paths, role, predecessor)?;
                 let linux = Arc::new(Linux::start()?);
                 let platform = Arc::clone(&linux) as Arc<dyn Platform>;
-                Ok(Machine { platform, linux: Some(linux), paths, role, lock })
+                Ok(Machine { platform, linux: Some(linux), paths, admission, lock })
             }
             MachineChoice::Simulated(options) => {
                 let directory = env::var_os(rpc::RUN_DIRECTORY_VARIABLE).map(PathBuf::from);
                 // Simulated daemons on the bus do not share their machines, and may run side by side.
                 let is_shared = directory.is_some() || role == DaemonRole::Early;
                 let paths = directory.map_or_else(RunPaths::default, RunPaths::below);
-                let lock = is_shared.then(|| lock(&paths, role)).transpose()?;
+                let admission = admission.filter(|_| is_shared);
+                let lock = if is_shared { lock(&paths, role, predecessor)? } else { None };
                 let sim = Sim::builder()
                     .random_seed()
                     .real_clock()
                     .variables(|name| options.get(name).or_else(|| env::var(name).ok()))
                     .map_err(Error::Variable)?
                     .build();
-                Ok(Machine { platform: Arc::new(sim), linux: None, paths, role, lock })
+                Ok(Machine { platform: Arc::new(sim), linux: None, paths, admission, lock })
             }
         }
     }
 
     /// Waits until no other daemon works on the machine. stratisd tells the early-boot daemon to
     /// end and waits without a limit, since that daemon completes what it has begun, such as the
-    /// start of a large pool. `go_on` is called repeatedly; if it returns `false`, so does this
-    /// function.
+    /// start of a large pool. An early-boot daemon whose predecessor is to leave does the same.
+    /// `go_on` is called repeatedly; if it returns `false`, so does this function.
     ///
     /// # Errors
-    /// The lock of the early-boot daemon is held by something else.
-    pub fn take_over(&self, go_on: impl FnMut() -> bool) -> Result<bool, Error> {
-        if self.role == DaemonRole::Full && self.lock.is_some() {
+    /// The lock of the early-boot daemon is held by something else, or stratisd has started.
+    pub fn take_over(&mut self, go_on: impl FnMut() -> bool) -> Result<bool, Error> {
+        if let Some((role, predecessor)) = self.admission
+            && (role == DaemonRole::Full || predecessor == Predecessor::Leaves)
+        {
             let early = self.paths.early_daemon_lock();
             if !pid_file::take_over(&early, pid_file::EARLY_PROGRAM, go_on)? {
                 return Ok(false);
+            }
+            if self.lock.is_none() {
+                self.lock = lock(&self.paths, role, Predecessor::Stays)?;
             }
         }
         if let Some(linux) = &self.linux {

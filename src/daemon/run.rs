@@ -18,7 +18,7 @@ use super::{
     first_look::{self, Start, Waited},
     front_end::{FrontEnd, Jobs, Threads, UpdateChannel},
     links::Links,
-    machine::{DaemonRole, Machine, MachineChoice},
+    machine::{DaemonRole, Machine, MachineChoice, Predecessor},
     readiness, stop, thread_table as names, version,
     watchdog::Watchdog,
 };
@@ -32,11 +32,12 @@ use crate::{
 /// completes what it has begun.
 const EXTEND_START: &str = "EXTEND_TIMEOUT_USEC=30000000";
 
-/// Runs the daemon with this front end until SIGINT or SIGTERM.
+/// Runs the daemon with this front end until SIGINT or SIGTERM. `predecessor`: what becomes of an
+/// early-boot daemon if this is another one.
 ///
 /// # Errors
 /// Any other reason to end.
-pub fn run<F: FrontEnd>(choice: &MachineChoice) -> Result<(), Error> {
+pub fn run<F: FrontEnd>(choice: &MachineChoice, predecessor: Predecessor) -> Result<(), Error> {
     // Both calls come before the first thread starts, for the reasons that their documentation
     // gives.
     crate::platform::linux::heap::give_back();
@@ -44,7 +45,7 @@ pub fn run<F: FrontEnd>(choice: &MachineChoice) -> Result<(), Error> {
     // The watchdog asks the signal thread by a signal that is ignored by default.
     let asked_with = watchdog.is_wanted().then_some(SIGURG);
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(asked_with)).map_err(Error::Signals)?;
-    let machine = Machine::start(choice, F::ROLE)?;
+    let mut machine = Machine::start(choice, F::ROLE, predecessor)?;
     log::info!("{} {} starts on {}", F::ROLE.program(), version(), machine.description());
     // Everything that may fail comes before the other daemon is told to end: if this one cannot
     // start, the other one continues.

@@ -35,6 +35,39 @@ fn stratisd_takes_over_from_an_idle_daemon() {
     ended(full);
 }
 
+/// The daemon of the initrd had ended before that of the root file system began: for a moment nobody
+/// watched the pools, and nobody would have gone on if the second one could not start.
+#[test]
+fn an_early_daemon_takes_over_from_another() {
+    let rig = Rig::new();
+    let first = rig.ready();
+    // Only on request.
+    let refused = command(STRATISD_MIN).arg("--sim").env(RUN_DIRECTORY, rig.0.path()).output().unwrap();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && error.contains("already running"), "{error}");
+    let mut second = rig.start_with(STRATISD_MIN, &["--replace"], "notify-second", &[]);
+    second.wait_for_line(&["stratisd-min", "starts on"]);
+    second.wait_for_line(&[&format!("process {}, has ended", first.process.id())]);
+    assert_eq!(first.next_state(), "STOPPING=1");
+    ended(first);
+    assert_eq!(second.next_state(), "READY=1");
+    assert_eq!(rig.ask(r#""KeyList""#), r#"{"Ok":{"KeyList":[[],0,"OK"]}}"#);
+    second.process.signal(Signal::SIGTERM);
+    ended(second);
+    // There may be nobody to take over from.
+    let third = rig.start_with(STRATISD_MIN, &["--replace"], "notify-third", &[]);
+    assert_eq!(third.next_state(), "READY=1");
+    // stratisd stays, whoever comes.
+    let bus = Bus::start();
+    let full = stratisd(&rig, &bus);
+    assert_eq!(full.next_state(), "READY=1");
+    ended(third);
+    let (status, log) = rig.start_with(STRATISD_MIN, &["--replace"], "notify-last", &[]).end();
+    assert!(status == Some(1) && log.contains("stratisd is already running"), "{log}");
+    full.process.signal(Signal::SIGTERM);
+    ended(full);
+}
+
 /// The early daemon completes the pool that it is creating and answers its client. Only then does
 /// the next daemon scan the devices.
 #[test]

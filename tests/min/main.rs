@@ -59,11 +59,16 @@ impl Rig {
 
     /// Starts a program as a daemon on a simulated machine. `name` is used in file names.
     fn start(&self, program: &str, name: &str, variables: &[(&str, &str)]) -> Daemon {
+        self.start_with(program, &[], name, variables)
+    }
+
+    fn start_with(&self, program: &str, arguments: &[&str], name: &str, variables: &[(&str, &str)]) -> Daemon {
         let path = self.path(name);
         let told = UnixDatagram::bind(&path).unwrap();
         told.set_read_timeout(Some(LIMIT)).unwrap();
         let mut child = command(program)
             .args(["--sim", "--log-level", self.1])
+            .args(arguments)
             .env(RUN_DIRECTORY, self.0.path())
             .env("NOTIFY_SOCKET", &path)
             .envs(variables.iter().copied())

@@ -1,12 +1,12 @@
 #!/bin/bash
 # The dracut module `stratis`: pools of Stratis in the initrd. `make install` fills in @LIBEXECDIR@,
-# @UDEVDIR@, @UNITGENDIR@, @UNITEXECDIR@ and @STRATISDATADIR@.
+# @UDEVDIR@, @UNITDIR@, @UNITGENDIR@, @UNITEXECDIR@ and @STRATISDATADIR@.
 # shellcheck disable=SC2154  # dracut sets moddir, systemdutildir, systemdsystemunitdir, hostonly
 
 # shellcheck source=boot/contents.sh
 . "${dracutsysrootdir-}@STRATISDATADIR@/initrd-contents.sh"
 
-stratis_files='@LIBEXECDIR@/stratisd-min @UNITGENDIR@/stratis-setup-generator @UNITEXECDIR@/stratis-setup-functions
+stratis_files='@LIBEXECDIR@/stratisd-min @UNITDIR@/stratisd-min.service @UNITGENDIR@/stratis-setup-generator @UNITEXECDIR@/stratis-setup-functions
 @UDEVDIR@/stratis-str-cmp @UDEVDIR@/stratis-base32-decode'
 
 # dracut leaves the module out if something is missing. The message names everything that is
@@ -51,7 +51,7 @@ install() {
     inst_simple '@UNITEXECDIR@/stratis-setup-functions' /usr/lib/systemd/stratis-setup-functions
     inst '@UNITGENDIR@/stratis-setup-generator' "$systemdutildir/system-generators/stratis-setup-generator"
     inst_rules "$moddir/61-stratisd.rules"
-    inst_simple "$moddir/stratisd-min.service" "$systemdsystemunitdir/stratisd-min.service"
+    inst_simple '@UNITDIR@/stratisd-min.service' "$systemdsystemunitdir/stratisd-min.service"
     # glibc loads this library when a thread ends, so no program is linked to it.
     inst_libdir_file 'libgcc_s.so*'
 }

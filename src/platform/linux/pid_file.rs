@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use log::info;
 use rustix::{
     fs::{FlockOperation, Mode, fchmod, flock},
     io::Errno,
@@ -153,11 +154,12 @@ pub fn take_over(path: &Path, program: &str, mut go_on: impl FnMut() -> bool) ->
         }
         match &told {
             // The kernel releases the locks of a process when it exits.
-            Some((_, process)) => {
+            Some((pid, process)) => {
                 strange_until = None;
                 let look = Instant::now() + LOOK;
                 let has_exited = wait::readable(process.as_fd(), look);
                 if has_exited.map_err(error("wait for the process named in", path))? {
+                    info!("{program}, process {pid}, has ended; this daemon takes over its pools");
                     told = None;
                 }
             }
