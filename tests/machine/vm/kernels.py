@@ -83,10 +83,11 @@ class UserModeLinux:
         root = ["root=/dev/ubda", "rw"]
         if machine.boot:
             root = [f"initrd={machine.boot.initrd}", "rw", *machine.boot.words]
+        # systemd looks for the console behind tty0, which is none here, so the console is tty1.
         keyboard = "null" if machine.keyboard is None else f"fd:{machine.keyboard}"
         return [
             str(self.kernel), f"mem={machine.memory_mib}M", "ncpus=2", "seccomp=on", *root, *disks,
-            f"con0={keyboard},fd:{machine.console}", "con=null", f"ssl0={line}", "ssl=null",
+            "console=tty1", "con=null", f"con1={keyboard},fd:{machine.console}", f"ssl0={line}", "ssl=null",
             f"uml_dir={machine.folder}/", "umid=vm", "noreboot", "scsi_debug.add_host=0", *COMMON_ARGUMENTS,
         ]  # fmt: skip
 

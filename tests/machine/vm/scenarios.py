@@ -152,8 +152,9 @@ def _booted(initrd, *expected, words=(), **more):
     return Life(f"python3 -B boots.py check {' '.join(expected)}", initrd=initrd, words=words, **more)
 
 
-# With the first, scripts give up a pool after 15 s; the console shows their messages.
-IMPATIENT = ("systemd.setenv=STRATIS_WAIT_SECONDS=15", "systemd.journald.forward_to_console=1")
+# With the first two, scripts give up early; the console shows their messages.
+IMPATIENT = ("systemd.setenv=STRATIS_WAIT_SECONDS=15", "systemd.setenv=STRATIS_CLEVIS_ONLY_SECONDS=10",
+             "systemd.journald.forward_to_console=1")  # fmt: skip
 PATIENT = ("systemd.journald.forward_to_console=1",)
 WAITS = "waiting for pool"
 
@@ -162,6 +163,8 @@ WAITS = "waiting for pool"
 PROMPT = "Enter password for Stratis pool"
 WRONG = (PROMPT, "a mistyped passphrase")
 RIGHT = (PROMPT, "the passphrase of this machine")
+EXPLAINED = ("the passphrase does not open pool sys", None)
+EMERGENCY = ("Reached target emergency.target", session.END)
 
 
 def boots():
@@ -177,19 +180,29 @@ def boots():
                  [_made("plain", "dracut"),
                   *[_booted("dracut", "fstab", "healthy")] * int(os.environ.get("BOOTS", "3"))],
                  disks=BOOT_DISKS, longer=True, counts_failures=True),
-        Scenario("boot-degraded", "devices of pools of the root file system and of fstab are missing, or come late",
+        Scenario("boot-degraded", "devices are missing or come late; thin pools that need a check, or are damaged",
                  [_made("plain", "dracut", "initramfs-tools"),
                   _booted("dracut", "fstab", words=PATIENT, absent=(0,), typed=((WAITS, session.Plug(0)),)),
                   _booted("initramfs-tools", "fstab", absent=(0,), typed=((WAITS, session.Plug(0)),)),
                   _booted("dracut", "fstab", words=PATIENT, absent=(1,), typed=((WAITS, session.Plug(1)),)),
                   _booted("dracut", "aux-missing", words=IMPATIENT, absent=(1,)),
-                  _booted("dracut", words=IMPATIENT, absent=(0,), typed=(("emergency", session.END),))],
+                  _booted("dracut", words=IMPATIENT, absent=(0,), typed=(EMERGENCY,)),
+                  Life("python3 -B boots.py mark"),
+                  _booted("dracut", "fstab", "checked", "healthy"),
+                  Life("python3 -B boots.py ruin"),
+                  _booted("dracut", "aux-ruined", words=IMPATIENT)],
                  disks=BOOT_DISKS, longer=True),
         Scenario("boot-clevis", "root file system on an encrypted pool: a Tang server that answers, one that is down, the prompt",
                  [_made("clevis", "dracut-clevis", "initramfs-tools"),
-                  _booted("dracut-clevis", "fstab", "healthy", words=("machine.tang=up",)),
-                  _booted("dracut-clevis", "fstab", typed=(WRONG, RIGHT)),
-                  _booted("initramfs-tools", "fstab", typed=(WRONG, RIGHT))],
+                  _booted("dracut-clevis", "fstab", "healthy", "watched", words=("machine.tang=up",)),
+                  _booted("dracut-clevis", "fstab", "explained", "healthy", typed=(WRONG, RIGHT)),
+                  _booted("initramfs-tools", "fstab", "healthy", typed=(WRONG, EXPLAINED, RIGHT)),
+                  _booted("dracut-clevis", words=PATIENT, typed=(WRONG, WRONG, WRONG, EMERGENCY))],
+                 disks=BOOT_DISKS, longer=True),
+        Scenario("boot-network", "fstab with _netdev on a pool that only a Tang server opens, which answers or is down",
+                 [_made("network", "dracut"),
+                  _booted("dracut", "network", "fstab", "healthy", "watched", words=("machine.tang=up",)),
+                  _booted("dracut", "network-down", words=IMPATIENT)],
                  disks=BOOT_DISKS, longer=True),
     ]  # fmt: skip
 

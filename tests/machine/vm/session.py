@@ -70,7 +70,8 @@ class Job:
     console: Path | None = None  # file for the kernel's console output
     boot: Boot | None = None  # None: the machine's own image
     # Texts at the console and the reaction to each, once and in this order: a string is typed, a
-    # Plug connects a disk, END ends the machine as a success.
+    # Plug connects a disk, END ends the machine as a success, None is no reaction. A text that does
+    # not appear is a failure.
     typed: tuple = ()
     absent: tuple = ()  # numbers of disks that are not connected at first
 
@@ -271,7 +272,7 @@ class _Keyboard:
                 self.is_end = True
             elif isinstance(action, Plug):
                 self.kernel.plug(self.machine, action.disk)
-            else:
+            elif action is not None:
                 os.write(self.keys, action.encode() + b"\n")
         return bool(data)
 
@@ -301,6 +302,9 @@ def _batch(kernel, machine, scratch, job, echo):
         os.close(reader)
         if keyboard:
             keyboard.end()
+    if keyboard and keyboard.waiting and not guest.status:
+        say(f"the console has not shown {keyboard.waiting[0][0]!r}")
+        guest.status = guest.status if guest.status is None else 1
     if guest.status is None:
         say("the machine died before its command had ended")
         guest.status = facts.EXIT_MACHINE_DIED
