@@ -195,6 +195,20 @@ fn a_passphrase_may_be_mistyped_twice() {
     }
 }
 
+/// A daemon that was just starting again was taken for a pool without a passphrase, and nobody was
+/// asked.
+#[test]
+fn no_answer_is_not_taken_for_no() {
+    for script in BOTH {
+        for query in ["refused-is-encrypted", "refused-is-bound", "refused-has-passphrase"] {
+            let state = [&BY_PASSPHRASE[..], &[query]].concat();
+            let (_, prompts) = check(script, || Boot::new(&state).answers(&["right"]), 0);
+            assert_eq!(prompts.lines().count(), 1, "{script} {query}");
+        }
+        check(script, || Boot::new(&["known", "encrypted", "bound", "tang", "refused-is-bound"]), 0);
+    }
+}
+
 #[test]
 fn a_prompt_that_nobody_answers_ends() {
     for script in BOTH {
