@@ -23,6 +23,9 @@ use crate::bus::object_entry::ObjectEntry;
 /// Bytes that may wait for the socket before the daemon stops reading calls and building lists.
 /// Small messages never reach this limit: what waits is the rest of a few large lists.
 const BACKLOG_MAX: usize = 48 << 20;
+/// Messages that may wait in the same way: some more than lists of 100 kB. Each takes memory besides
+/// its bytes. Without this limit, refusals of further lists took up to a MiB, now and then more.
+const MESSAGES_MAX: usize = 1024;
 /// The most parts given to the kernel at once. That many entries are more than a socket takes.
 const PARTS_AT_ONCE: usize = 64;
 
@@ -151,7 +154,7 @@ impl SendQueue {
 
 impl Unsent {
     fn has_room(&self) -> bool {
-        self.bytes < BACKLOG_MAX
+        self.bytes < BACKLOG_MAX && self.messages.len() < MESSAGES_MAX
     }
 
     fn write(&mut self, socket: &OwnedFd) -> io::Result<()> {
@@ -272,6 +275,23 @@ mod tests {
         assert!(!send_queue.has_room());
         send_queue.end();
         assert!(!send_queue.wait_for_room());
+    }
+
+    #[test]
+    fn many_short_messages_leave_no_room() {
+        let (send_queue, mut theirs) = pair();
+        send_queue.send(bytes(1 << 22, 1)).unwrap();
+        for _ in 1..MESSAGES_MAX {
+            assert!(send_queue.has_room());
+            send_queue.send(bytes(10, 2)).unwrap();
+        }
+        assert!(!send_queue.has_room());
+        let mut some = vec![0; 70_000];
+        while send_queue.is_waiting() {
+            assert!(theirs.read(&mut some).unwrap() > 0);
+            send_queue.write().unwrap();
+        }
+        assert!(send_queue.wait_for_room());
     }
 
     #[test]
