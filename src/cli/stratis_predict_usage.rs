@@ -11,7 +11,8 @@ use super::{Example, ManualPage};
 /// prediction for a pool is what stratisd would plan on devices of these sizes. The prediction for
 /// a filesystem is the measured space of a new XFS whose size is the next power of two. Newer
 /// versions of mkfs.xfs make a log of at least 64 MiB, so an XFS of less than 128 GiB may take up
-/// to 64 MiB more.
+/// to 64 MiB more. The prediction for a pool with more than 100 filesystems includes the
+/// metadata that its raised limit takes.
 #[derive(Debug, Parser)]
 #[command(name = "stratis-predict-usage", version)]
 pub struct PredictUsage {

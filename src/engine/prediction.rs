@@ -52,15 +52,17 @@ impl PoolSpace {
     }
 }
 
-/// The space of a new pool of version 2 on devices of these sizes. Encryption makes no difference:
-/// the space for a LUKS2 header is always reserved. `thin_metadata_size` runs the program of that
-/// name with these arguments and returns its output.
+/// The space of a new pool of version 2 on devices of these sizes. Its limit of filesystems is raised
+/// if it is to have more than a new pool may. Encryption makes no difference: the space for a LUKS2
+/// header is always reserved. `thin_metadata_size` runs the program of that name with these
+/// arguments and returns its output.
 ///
 /// # Errors
 /// If the engine would refuse to make the pool.
 pub fn pool_space(
     devices: &[Sectors],
     integrity: IntegritySpec,
+    filesystems: usize,
     thin_metadata_size: impl FnOnce(&[String]) -> Result<String>,
 ) -> std::result::Result<PoolSpace, Refused> {
     let (pool, version) = (PoolUuid::from_random([0; 16]), MetadataVersion::V2);
@@ -78,7 +80,7 @@ pub fn pool_space(
     if usable == Sectors::ZERO {
         return Err(Refused::NoSpace);
     }
-    let arguments = sizes::thin_metadata_size_arguments(usable, sizes::FS_LIMIT);
+    let arguments = sizes::thin_metadata_size_arguments(usable, sizes::FS_LIMIT.max(filesystems as u64));
     let thin_metadata = thin_metadata_size(&arguments)
         .and_then(|printed| Ok(sizes::thin_metadata(&printed)?))
         .map_err(Refused::ThinMetadata)?;

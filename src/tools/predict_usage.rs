@@ -141,7 +141,8 @@ fn predict_pool(
             .ok_or_else(|| impossible(format!("Specified device size {size} bytes is larger than any device can be.")))
     };
     let devices = pool.device_size.iter().map(whole_sectors).collect::<Result<Vec<Sectors>, _>>()?;
-    let space = prediction::pool_space(&devices, integrity, thin_metadata_size).map_err(refused)?;
+    let space =
+        prediction::pool_space(&devices, integrity, pool.filesystem_size.len(), thin_metadata_size).map_err(refused)?;
     log_deductions(&devices, integrity, &space);
     let free = space
         .free()

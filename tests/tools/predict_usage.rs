@@ -209,6 +209,24 @@ fn predictions_equal_new_pools() {
     }
 }
 
+/// A new pool may have 100 filesystems. For more its limit is raised, which takes thin metadata.
+#[test]
+fn raised_limits_take_what_was_predicted() {
+    for count in [100, 101, 400, 3000] {
+        let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(1024 * GIB)).build());
+        bench.create_pool("p", &["/dev/a"]).unwrap();
+        if count > 100 {
+            bench.run(ops::set_fs_limit(bench.id("p"), count)).unwrap();
+        }
+        let mut words = format!("pool --device-size {}", 1024_u64 << 30);
+        (0..count).for_each(|_| words += " --filesystem-size 536870912");
+        let predicted: Value = serde_json::from_str(&said(&words).unwrap()).unwrap();
+        let number = |key: &str| predicted[key].as_str().unwrap().parse::<u128>().unwrap();
+        let used = bytes(bench.pool("p").unwrap().used.unwrap());
+        assert_eq!(number("stratis-metadata-space") + number("stratis-admin-space"), used, "{count} filesystems");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
