@@ -29,14 +29,14 @@ const PROGRAMS: [&str; 5] = ["mkfs.xfs", "xfs_db", "thin_check", "thin_repair", 
 const RELEASE: &str = "6.1.0-test";
 
 /// The root folder of a system, and images of its devices.
-struct Patient {
+pub(crate) struct Patient {
     root: TempDir,
     images: TempDir,
     devices: Vec<PathBuf>,
 }
 
 impl Patient {
-    fn healthy() -> Patient {
+    pub(crate) fn healthy() -> Patient {
         let patient = Patient { root: TempDir::new().unwrap(), images: TempDir::new().unwrap(), devices: Vec::new() };
         for program in PROGRAMS {
             patient.program(program);
@@ -63,7 +63,7 @@ impl Patient {
         patient
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.path().join(path.trim_start_matches('/'))
     }
 

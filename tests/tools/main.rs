@@ -8,6 +8,7 @@
 
 mod decode_dm;
 mod doctor;
+mod examples;
 mod legacy_pool;
 mod metadata;
 mod predict_usage;
