@@ -66,7 +66,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
         structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts boots crash-states crash-points crash-pairs \
         test-machine-longer test-clients-machine build-for-machine \
         build man build-daemon build-tools build-udev-programs build-machine-checks \
-        install install-programs install-man-cfg uninstall dist deb check-aarch64 test-packages
+        install install-programs install-man-cfg uninstall dist deb rpm check-aarch64 test-packages
 
 help: ## this guide
 	@echo "stratisd, a storage daemon. New here: \`make run\` starts it on simulated disks and shows a first session,"
@@ -281,9 +281,13 @@ uninstall: ## remove what `make install` installs (root)
 dist: ## write target/dist/stratisd-VERSION.tar.xz: the last commit and all crates, to be built without a network
 	@scripts/dist
 
-deb: ## build Debian packages in target/deb from the last commit; DEB_PROFILE=debug for a quick build
+deb: ## build Debian packages in target/deb from the last commit; DEB_PROFILE=debug for a quick build; TWICE=1 builds them again elsewhere and compares
 	@scripts/setup build deb
-	@scripts/deb $(if $(DEB_PROFILE),--profile $(DEB_PROFILE))
+	@scripts/deb $(if $(DEB_PROFILE),--profile $(DEB_PROFILE)) $(if $(TWICE),--twice)
+
+rpm: ## build RPM packages in target/rpm from the last commit, on Debian too; RPM_PROFILE=debug for a quick build
+	@scripts/setup build rpm
+	@scripts/rpm $(if $(RPM_PROFILE),--profile $(RPM_PROFILE))
 
 # The C library needs the headers for aarch64; the headers of the other libraries are the same for
 # all architectures.

@@ -6,8 +6,11 @@ import gzip
 import pathlib
 import re
 import subprocess
+import threading
 
+import dbus
 import system
+from stratis_bus import Stratis
 
 PACKAGES = pathlib.Path("packages").resolve()
 SOURCES = pathlib.Path("/etc/apt/sources.list")
@@ -41,9 +44,9 @@ def readme():
 
 
 def readme_commands():
-    """The commands of the first session in README.md, for the disks of this machine."""
+    """The commands after those of the installation in README.md, for the disks of this machine."""
     text = readme()
-    block = re.search(r"^    # (stratis pool create .*)\n    # (stratis filesystem create .*)\n    # (mount .*)\n", text, re.M)
+    block = re.search(r"^    # apt install .*\n    # (stratis pool create .*)\n    # (stratis filesystem create .*)\n    # (mount .*)\n", text, re.M)
     pool, filesystem, mount = block.groups()
     return [pool.replace("/dev/sdb /dev/sdc", " ".join(system.DISKS[:2])), filesystem, mount]
 
@@ -51,6 +54,22 @@ def readme_commands():
 def fstab_line():
     """The line of README.md for /etc/fstab."""
     return re.search(r"^    (/dev/stratis/p1/home .*)$", readme(), re.M)[1]
+
+
+def ignoring_its_end(call, *arguments):
+    """The daemon ends before the request does, so there is a refusal, or no reply at all."""
+    try:
+        call(*arguments)
+    except dbus.DBusException:
+        pass
+
+
+def job():
+    """The re-encryption job of the only pool, as the daemon that runs now reports it."""
+    stratis = Stratis()
+    (pool,) = stratis.report()["pools"]
+    stratis.close()
+    return pool.get("work")
 
 
 def place():
@@ -96,22 +115,35 @@ class TestAfterReboot:
         assert is_mounted()
         assert pathlib.Path(place(), "file").read_text() == "kept"
 
-    def test_upgrade_and_back_while_written(self):
-        daemon = system.unit("MainPID")
+    def test_upgrade_and_back_while_encrypted(self, tmp_path):
+        """All data of the pool is encrypted while files are written, and each version goes on with it."""
+        (tmp_path / "key").write_text("the passphrase of this test")
+        system.run("stratis", "key", "set", "k", f"--keyfile-path={tmp_path / 'key'}")
+        stratis, log = Stratis(), system.Log()
+        pool = stratis.pool("p1").path
+        encryption = threading.Thread(target=ignoring_its_end, args=(stratis.encrypt_pool, pool, ["k"]))
         writer = system.Writer(place())
-        install("after")
-        assert version().endswith("+2")
-        upgraded = system.unit("MainPID")
-        assert upgraded not in (daemon, "0")
-        assert system.run("systemctl", "is-active", "stratisd").strip() == "active"
-        install("before", "--allow-downgrades")
-        assert version().endswith("+1")
-        assert system.unit("MainPID") not in (upgraded, "0")
+        encryption.start()
+        log.wait_for("re-encryption job of pool p1", "has done")
+        daemons = [system.unit("MainPID")]
+        for other, ending, options in (("after", "+2", ()), ("before", "+1", ("--allow-downgrades",))):
+            install(other, *options)
+            encryption.join()
+            assert version().endswith(ending)
+            assert system.run("systemctl", "is-active", "stratisd").strip() == "active"
+            daemons.append(system.unit("MainPID"))
+            assert job()["kind"] == "encrypt"
+        assert len(set(daemons)) == 3 and "0" not in daemons, daemons
+        log.wait_for("p1 has completed its re-encryption job")
+        log.close()
         assert is_mounted()
         written = writer.end()
         files = system.contents(place())
         assert {name: files[name] for name in written} == written
-        assert "p1" in system.run("stratis", "pool", "list")
+        stratis.close()
+        stratis = Stratis()
+        assert stratis.get(stratis.pool("p1").path, "pool", "Encrypted") is True
+        stratis.close()
 
     def test_removal_while_mounted(self):
         devices = system.mapped_devices()
