@@ -14,7 +14,7 @@ import time
 
 import pytest
 import system
-from stratis_bus import TIMEOUT_SECONDS, Stratis
+from stratis_bus import TIMEOUT_SECONDS
 from tang import Tang
 from tpm import Tpm
 
@@ -59,17 +59,15 @@ class Client:
         assert ended.returncode == 0 and (stdin or not ended.stderr), f"stratis {' '.join(words)}: {ended.stdout}{ended.stderr}"
         return ended.stdout
 
-    def rewrites(self, *words):
-        """Runs the program, which must succeed; returns when all data has been rewritten. The program
-        waits for two minutes, and says then that the daemon goes on.
+    def rewrites(self, *words, until):
+        """Runs the program, which must succeed; returns when the view of the pool "e" says that all
+        data has been rewritten. The program waits for two minutes, and says then that the daemon goes on.
         """
         ended = self._call(words, None)
         assert ended.returncode == 0 and ended.stderr in ("", "Operation initiated\n"), ended.stderr
-        daemon = Stratis()
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while any(pool.get("work") for pool in daemon.report()["pools"]):
-            assert time.monotonic() < deadline, f"stratis {' '.join(words)} is not complete"
-        daemon.close()
+        while not until(shown := self.pool("e")):
+            assert ended.stderr and time.monotonic() < deadline, f"stratis {' '.join(words)}: {shown}"
 
     def refused(self, *words, stdin=None):
         """Runs the program, which must fail with an error text; returns the text."""
@@ -278,12 +276,11 @@ def newer_subcommands(stratis, folder, tang):
     stratis(*told, "rebind", "keyring", "--name=e", "k2")
     stratis(*told, "unbind", "--name=e", "keyring")
     stratis(*told, "bind", "keyring", "--name=e", "k1")
-    stratis.rewrites(*told, "reencrypt", "--name=e", "--in-place")
-    assert "Last Time Reencrypted: Never" not in stratis.pool("e")
-    stratis.rewrites(*told, "off", "--name=e", "--in-place")
-    assert "Encryption Enabled: No" in stratis.pool("e")
-    stratis.rewrites(*told, "on", "--name=e", "--in-place", "--key-desc=k1")
-    assert "Encryption Enabled: Yes" in stratis.pool("e")
+    stratis.rewrites(*told, "reencrypt", "--name=e", "--in-place",
+                     until=lambda shown: "Last Time Reencrypted: Never" not in shown)  # fmt: skip
+    stratis.rewrites(*told, "off", "--name=e", "--in-place", until=lambda shown: "Encryption Enabled: No" in shown)
+    stratis.rewrites(*told, "on", "--name=e", "--in-place", "--key-desc=k1",
+                     until=lambda shown: "Encryption Enabled: Yes" in shown)  # fmt: skip
     stratis("key", "unset", "k1")
 
 
