@@ -100,7 +100,10 @@ fn examples_of_the_pages_do_what_they_promise() {
             .iter()
             .fold(example.command.to_owned(), |line, (there, here)| line.replace(there, here));
             let mut shell = command("sh");
-            shell.args(["-ec", &line]).current_dir(&folder).env("PATH", format!("{here}:/usr/sbin:/usr/bin:/sbin:/bin"));
+            shell
+                .args(["-ec", &line])
+                .current_dir(&folder)
+                .env("PATH", format!("{here}:/usr/sbin:/usr/bin:/sbin:/bin"));
             shell.env("POOL", uuid(&pool, client::POOL)).env("FILESYSTEM", uuid(&filesystem, client::FILESYSTEM));
             shell.env("DBUS_SYSTEM_BUS_ADDRESS", &bus.address).env_remove("RUST_LOG");
             check(example.command, &Said::of(&shell.output().unwrap()));
