@@ -224,6 +224,7 @@ mod tests {
         assert!(!send_queue.is_waiting());
         assert_eq!(send_queue.send(bytes(5_000_001, 2)).unwrap(), Sent::Waits);
         assert_eq!(send_queue.send(bytes(3, 3)).unwrap(), Sent::Waits, "nothing overtakes");
+        assert!(send_queue.is_waiting());
         let mut read = Vec::new();
         let mut some = vec![0; 70_000];
         while read.len() < 5_000_014 {

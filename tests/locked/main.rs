@@ -8,6 +8,7 @@
 mod beginning;
 mod bindings;
 mod clones;
+mod context;
 mod destroy;
 mod online;
 mod start;

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     base::units::Sectors,
     bus::{
-        changes::{Signal, apply},
+        changes::{Signal, Signals, apply},
         message::{self, Envelope},
         object_entry::ADDED_SIGNATURE,
         rendering,
@@ -81,6 +81,33 @@ fn added_object_is_one_signal_with_all_properties() {
             assert_eq!(value.signature(), signature, "{}", row.name);
         }
     }
+}
+
+/// A portion has at least the bytes asked for, as long as there are so many, and ends as soon as it
+/// has them. All portions together are all signals.
+#[test]
+fn portions_add_up_to_all_signals() {
+    let before = tree(vec![is(&with_filesystem(pool(1, "p"), 3))]);
+    let (_, signals) = apply(&before, vec![is(&with_filesystem(pool(1, "q"), 3))]);
+    let (all, count) = (sent(&signals), signals.len());
+    assert!(all.len() > count, "a signal has several messages");
+    let largest = signals.iter().flat_map(Signal::messages).map(|message| message.unwrap().bytes()).max().unwrap();
+    for bytes in [1, largest, largest + 1, 2 * largest, usize::MAX] {
+        let (_, signals) = apply(&before, vec![is(&with_filesystem(pool(1, "q"), 3))]);
+        let (mut signals, mut heard) = (Signals::new(signals), Vec::new());
+        while !signals.is_empty() {
+            let portion: Vec<_> = signals.portion(bytes).into_iter().map(Result::unwrap).collect();
+            assert!(!portion.is_empty(), "{bytes}: nothing comes after {} messages", heard.len());
+            let size = |messages: &[message::Outgoing]| messages.iter().map(message::Outgoing::bytes).sum::<usize>();
+            let (last, others) = portion.split_last().unwrap();
+            assert!(size(others) < bytes, "{bytes}: more than asked for");
+            assert!(size(&portion) >= bytes || signals.is_empty(), "{bytes}: less than asked for, {}", last.bytes());
+            heard.extend(portion.into_iter().map(shown));
+        }
+        assert_eq!(heard, all, "{bytes}");
+        assert_eq!(signals.portion(1).len(), 0);
+    }
+    assert!(Signals::new(Vec::new()).is_empty());
 }
 
 #[test]

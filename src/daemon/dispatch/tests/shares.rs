@@ -134,6 +134,22 @@ fn pools_hung_under_their_lock_leave_others_alone() {
     daemon.end();
 }
 
+/// A step that holds the whole table waits for no share: nothing else would go on meanwhile.
+#[test]
+fn the_whole_table_waits_for_no_share() {
+    let daemon = seventeen();
+    let mut hung = Hung::new();
+    for _ in 0..2 * LIMITS.brief.per_share {
+        let step = hung.step();
+        daemon.submit("hangs", slow_in(1, move |_| brief(move |_| step())));
+    }
+    hung.wait_for(LIMITS.brief.per_share);
+    daemon.submit("takes the table", slow_in(1, |_| whole_table(|_, table| done(table.list().len() as u64))));
+    assert_eq!(daemon.answer(), Answer::Number(17));
+    hung.let_go();
+    daemon.end();
+}
+
 /// A device that hangs would hang the next daemon too, so it is no reason to end this one.
 #[test]
 fn hung_steps_do_not_silence_the_watchdog() {

@@ -115,3 +115,20 @@ fn unfinished_requests_are_answered_once_at_the_end() {
     daemon.end();
     assert!(updates.try_recv().is_err(), "a request was answered twice");
 }
+
+/// A stop may answer a request after the request has entered the list of parked ones and before it
+/// enters the parking. The parking then wakes a request that is gone, and the turn goes to the next.
+#[test]
+fn a_turn_that_nobody_takes_goes_on() {
+    let daemon = daemon(1);
+    assert!(daemon.context.claim());
+    // Of an earlier arrival than any request.
+    let (inner, gone) = (Arc::clone(&daemon.dispatcher.inner), 0);
+    let waking = Arc::clone(&inner);
+    inner.parking.park(Arrival(gone), the_claim(), || true, |_| false, move || waking.woken(gone));
+    daemon.submit("waits", act(|context| if context.claim() { done(2) } else { parked(done(1)) }));
+    daemon.let_all_park();
+    daemon.context.give_back();
+    assert_eq!(daemon.answer(), Answer::Number(1));
+    daemon.end();
+}
