@@ -331,7 +331,7 @@ def the_missing_pool_is_named():
 
 
 def the_damage_is_named():
-    aux_has_failed("is not started after 15 s", "thin_check", "damage")
+    aux_has_failed("is not started after 15 s", "thin_repair")
 
 
 def the_server_that_is_down_is_named():
