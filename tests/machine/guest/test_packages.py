@@ -2,6 +2,7 @@
 reboot; upgrades and removal while filesystems are written to. The root file system stays from life to life.
 """
 
+import functools
 import gzip
 import pathlib
 import re
@@ -39,7 +40,9 @@ def version():
     return system.run("dpkg-query", "-W", "-f", "${Version}", "stratisd")
 
 
+@functools.cache
 def readme():
+    """README.md as it was installed at first: a removal takes it away."""
     return gzip.decompress(next(DOCUMENTS.glob("README*")).read_bytes()).decode()
 
 
