@@ -113,7 +113,9 @@ impl Disks for Machine {
     fn write_steps(&self, path: &Path, steps: &[WriteStep<'_>]) -> platform::Result<()> {
         self.with(path, |device| {
             let owned = steps.iter().map(|step| match step {
-                WriteStep::At(offset, bytes) => PlannedWrite::At(*offset, bytes.to_vec()),
+                WriteStep::At(offset, bytes) | WriteStep::Sectors(offset, bytes) => {
+                    PlannedWrite::At(*offset, bytes.to_vec())
+                }
                 WriteStep::Flush => PlannedWrite::Flush,
             });
             device.history.push((device.contents.clone(), owned.collect()));
@@ -123,7 +125,7 @@ impl Disks for Machine {
                     return Err(broken(path));
                 }
                 match step {
-                    WriteStep::At(offset, bytes) => {
+                    WriteStep::At(offset, bytes) | WriteStep::Sectors(offset, bytes) => {
                         device.unflushed.extend(device.contents.sectors_after(*offset, bytes));
                         device.contents.write(*offset, bytes);
                     }

@@ -15,11 +15,11 @@ use crate::{
     },
     engine::{
         error::{Error, Result},
-        metadata::xfs_parts,
-        plan::sizes,
+        metadata::{LogEnd, SUPERBLOCK_BYTES_MAX, XfsIdentity, superblock_with, xfs_parts},
+        plan::sizes::{self, XfsParameters},
         undo::mended,
     },
-    platform::{self, Mount, Platform, Program},
+    platform::{self, Mount, Platform, Program, WriteStep},
 };
 
 /// Magic and UUID in the superblock, at the beginning of the device.
@@ -55,12 +55,23 @@ pub(super) enum Discard {
 ///
 /// # Errors
 /// When `mkfs.xfs` fails, or the device holds no such XFS afterwards.
-pub(super) fn make(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid, discard: Discard) -> Result<()> {
+pub(super) fn make(
+    platform: &dyn Platform,
+    node: &Path,
+    uuid: uuid::Uuid,
+    parameters: XfsParameters,
+    discard: Discard,
+) -> Result<()> {
     let text = node.to_string_lossy();
     let with_uuid = format!("uuid={}", uuid.hyphenated());
     let mut arguments = vec!["-f", "-q", &text, "-m", &with_uuid];
     if discard == Discard::No {
         arguments.push("-K");
+    }
+    let log = parameters.log.map(|log| format!("size={}", log.0));
+    let groups = parameters.groups.map(|groups| format!("agcount={groups}"));
+    for (option, value) in [("-l", &log), ("-d", &groups)] {
+        arguments.extend(value.iter().flat_map(|value| [option, value]));
     }
     if mkfs_knows_nrext64(platform)? {
         // Older kernels cannot mount file systems with large extent counters.
@@ -90,18 +101,29 @@ fn expect_identity(platform: &dyn Platform, node: &Path, expected: uuid::Uuid, p
 /// to be replayed. That is the case if the origin was mounted (`is_dirty`), or was mounted when the
 /// machine or the pool went down. The XFS is then mounted for a moment, which replays the log.
 ///
+/// `xfs_db` would write the whole log anew, hundreds of megabytes of it, and so take as much space
+/// of the pool for every snapshot. It does so only for an XFS whose log is not understood here.
+///
 /// # Errors
 /// When the XFS has another UUID afterwards, or its UUID cannot be read.
 pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dirty: bool) -> Result<()> {
     let node = platform.dm_node(device);
     let uuid = uuid::Uuid::from_bytes(*id.as_bytes());
-    let write_uuid = || {
+    let by_program = || {
         let command = format!("uuid {}", id.hyphenated());
         platform.run(Program::XfsDb, &["-x", "-c", &command, &node.to_string_lossy()])?;
         expect_identity(platform, &node, uuid, Program::XfsDb)
     };
-    if !is_dirty && write_uuid().is_ok() {
-        return Ok(());
+    if !is_dirty {
+        match write_identity(platform, &node, uuid) {
+            Ok(Attempt::Written) => return Ok(()),
+            Ok(Attempt::NeedsReplay) => {}
+            Ok(Attempt::NotUnderstood) | Err(_) => {
+                if by_program().is_ok() {
+                    return Ok(());
+                }
+            }
+        }
     }
     let at = replayed_at(id);
     // Unmount even after a mount that reports a failure. A program that examines new mounts may
@@ -110,18 +132,95 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     let mounted = mended(|| platform.mount(&node, &at, "nouuid"), || drop(unmount()));
     let unmounted = mended(unmount, || drop(unmount()));
     mounted.and(unmounted)?;
-    write_uuid()
+    match write_identity(platform, &node, uuid) {
+        Ok(Attempt::Written) => Ok(()),
+        Ok(_) | Err(_) => by_program(),
+    }
+}
+
+/// What became of an attempt to write the UUID of an XFS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// The XFS has the UUID, on disk.
+    Written,
+    /// Nothing was written, because the log has to be replayed first.
+    NeedsReplay,
+    /// Nothing was written, because this is no XFS with a log that is understood.
+    NotUnderstood,
+}
+
+/// Writes the UUID into the superblocks and the last record of the log.
+///
+/// At every moment the XFS can be mounted, be changed by `xfs_db`, and be given the UUID by another
+/// call: the record first gets no UUID, which goes with any superblock; then the copies of the
+/// superblock are written, which no mount reads; then the superblock; then the record again.
+fn write_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> Result<Attempt> {
+    // Whoever could mount or change the XFS meanwhile is kept out.
+    let _hold = platform.hold(node)?;
+    let Some(identity) = read_identity(platform, node)? else { return Ok(Attempt::NotUnderstood) };
+    let record = match identity.log_end(|offset, length| platform.read(node, offset, length))? {
+        LogEnd::Unmounted(record) => record,
+        LogEnd::Dirty => return Ok(Attempt::NeedsReplay),
+        LogEnd::Unknown => return Ok(Attempt::NotUnderstood),
+    };
+    let mut superblocks = Vec::new();
+    for offset in identity.superblocks().rev() {
+        let superblock = platform.read(node, offset, identity.superblock_bytes)?;
+        match superblock_with(&superblock, uuid) {
+            Some(new) => superblocks.push((offset, new)),
+            None => return Ok(Attempt::NotUnderstood),
+        }
+    }
+    let (Some(without), Some(with)) = (record.header_with(uuid::Uuid::nil()), record.header_with(uuid)) else {
+        return Ok(Attempt::NotUnderstood);
+    };
+    let Some(superblock) = superblocks.pop() else { return Ok(Attempt::NotUnderstood) };
+    write_sectors(platform, node, &[(record.at, without)])?;
+    write_sectors(platform, node, &superblocks)?;
+    write_sectors(platform, node, &[superblock])?;
+    write_sectors(platform, node, &[(record.at, with)])?;
+    expect_identity(platform, node, uuid, Program::XfsDb)?;
+    Ok(Attempt::Written)
+}
+
+fn read_identity(platform: &dyn Platform, node: &Path) -> platform::Result<Option<XfsIdentity>> {
+    Ok(XfsIdentity::read(&platform.read(node, 0, SUPERBLOCK_BYTES_MAX)?))
+}
+
+/// Writes these pieces, each within whole logical sectors of the device, and makes them durable.
+fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[(u64, Vec<u8>)]) -> platform::Result<()> {
+    let sector = u64::from(platform.geometry(node)?.logical);
+    let mut whole = Vec::new();
+    for (offset, bytes) in pieces {
+        let lead = (offset % sector) as usize;
+        let length = (lead + bytes.len()).next_multiple_of(sector as usize);
+        let mut around = match length == bytes.len() {
+            true => bytes.clone(),
+            false => platform.read(node, offset - lead as u64, length)?,
+        };
+        around[lead..lead + bytes.len()].copy_from_slice(bytes);
+        whole.push((offset - lead as u64, around));
+    }
+    let steps = whole.iter().map(|(offset, bytes)| WriteStep::Sectors(*offset, bytes)).chain([WriteStep::Flush]);
+    platform.write(node, &steps.collect::<Vec<_>>())
 }
 
 /// The number of data blocks of the thin pool that [`identify`] may take for a device with shared
-/// blocks: `xfs_db` clears the log and writes the header of each allocation group. Zero if the XFS
-/// already has the UUID. The blocks that a replay of the log will write cannot be predicted.
+/// blocks: it writes the header of each allocation group and one record of the log, or lets
+/// `xfs_db` write the whole log. Zero if the XFS already has the UUID. The blocks that a replay of
+/// the log will write cannot be predicted.
 ///
 /// # Errors
 /// When the device cannot be read.
 pub(super) fn blocks_to_identify(platform: &dyn Platform, node: &Path, id: FsUuid) -> platform::Result<DataBlocks> {
     if identity(platform, node)? == Some(uuid::Uuid::from_bytes(*id.as_bytes())) {
         return Ok(DataBlocks(0));
+    }
+    if let Some(identity) = read_identity(platform, node)? {
+        let end = identity.log_end(|offset, length| platform.read(node, offset, length))?;
+        if matches!(end, LogEnd::Unmounted(_)) {
+            return Ok(DataBlocks(u64::from(identity.groups()).saturating_add(1)));
+        }
     }
     let Some(parts) = xfs_parts(&platform.read(node, 0, SUPERBLOCK_BYTES)?) else { return Ok(DataBlocks(0)) };
     // The log need not begin at the start of a block.

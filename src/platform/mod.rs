@@ -85,6 +85,12 @@ pub struct Geometry {
 pub enum WriteStep<'a> {
     /// Writes these bytes at this offset in bytes.
     At(u64, &'a [u8]),
+    /// Writes these whole logical sectors at this offset in bytes, past the page cache. [`At`] may
+    /// also write the bytes around its own, up to a page, as the page cache has them; a file system
+    /// that was mounted may have changed them on the device.
+    ///
+    /// [`At`]: WriteStep::At
+    Sectors(u64, &'a [u8]),
     /// Makes everything written to the device so far durable.
     Flush,
 }

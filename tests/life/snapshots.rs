@@ -83,6 +83,9 @@ fn a_program_without_effect_is_an_error() {
     bench.sim.faults().idle_next(Program::MkfsXfs);
     let error = bench.create_filesystems("p", &["g"]).unwrap_err();
     assert!(matches!(error, Error::XfsIdentity { program: Program::MkfsXfs, .. }), "{error:?}");
+    // xfs_db runs for an XFS that the daemon does not understand: here, with a bad copy of its
+    // superblock.
+    spoil_copy(&bench);
     for _ in 0..2 {
         bench.sim.faults().idle_next(Program::XfsDb);
     }
@@ -90,6 +93,53 @@ fn a_program_without_effect_is_an_error() {
     assert!(matches!(error, Error::XfsIdentity { program: Program::XfsDb, .. }), "{error:?}");
     expect_identities(&bench, &["f"]);
     bench.check_nothing_left("after both");
+}
+
+/// Number of data blocks that the pool uses.
+fn used(bench: &Bench) -> u64 {
+    let status = bench.sim.dm_status(&Role::ThinPool.name(bench.id("p"))).unwrap().remove(0);
+    stratisd::engine::thin_status::PoolStatus::parse(&status).unwrap().data_used.0
+}
+
+/// Formerly the log was a 2048th of the filesystem, and each snapshot wrote it anew: 545 blocks for
+/// either.
+#[test]
+fn filesystems_and_snapshots_take_little_space() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = machine(version);
+        let (made, before) = (used(&bench), used(&bench));
+        assert!(made <= 80, "{made}");
+        bench.sim.faults().fail_next(CallKind::Run(Program::XfsDb), "");
+        bench.mount("p", "f");
+        snapshot(&mut bench, "f", "of-mounted").unwrap().unwrap();
+        let of_mounted = used(&bench) - before;
+        bench.sim.unmount_user(Path::new("/mnt/f")).unwrap();
+        let before = used(&bench);
+        snapshot(&mut bench, "f", "of-unmounted").unwrap().unwrap();
+        let of_unmounted = used(&bench) - before;
+        assert!(of_mounted <= 16 && of_unmounted <= 16, "{of_mounted} {of_unmounted}");
+        assert_eq!(bench.sim.faults().struck(), 0, "xfs_db was run");
+        bench.sim.faults().clear();
+        expect_identities(&bench, &["f", "of-mounted", "of-unmounted"]);
+    }
+}
+
+/// xfs_db writes the log of an XFS that the daemon does not understand, and the copies of its
+/// superblock.
+#[test]
+fn an_xfs_not_understood_goes_to_xfs_db() {
+    let mut bench = machine(MetadataVersion::V2);
+    spoil_copy(&bench);
+    snapshot(&mut bench, "f", "s").unwrap().unwrap();
+    expect_identities(&bench, &["f", "s"]);
+}
+
+/// Overwrites the first copy of the superblock of filesystem f.
+fn spoil_copy(bench: &Bench) {
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    let superblock = bench.sim.read(&node, 0, 512).unwrap();
+    let blocks = u32::from_be_bytes(superblock[84..88].try_into().unwrap());
+    bench.sim.write(&node, &[WriteStep::At(u64::from(blocks) * 4096, &[0; 512])]).unwrap();
 }
 
 /// A thin pool of 50 GiB that no check has extended since its creation, and a larger filesystem on

@@ -72,6 +72,11 @@ fn queued_writes_fail_after_a_timeout() {
 }
 
 #[test]
+fn an_xfs_is_mounted_with_its_own_log() {
+    run(alike::own_log);
+}
+
+#[test]
 fn xfs_db_leaves_a_dirty_log_alone() {
     run(alike::dirty_log);
 }

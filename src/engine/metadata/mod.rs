@@ -11,6 +11,7 @@ pub mod journal;
 pub mod mda;
 pub mod pool;
 mod xfs;
+mod xfs_identity;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -21,6 +22,7 @@ pub use self::{
     mda::{Layout, Mda},
     pool::PoolMetadata,
     xfs::{XfsParts, xfs_parts, xfs_size},
+    xfs_identity::{LogEnd, SUPERBLOCK_BYTES_MAX, UnmountRecord, XfsIdentity, superblock_with},
 };
 use crate::base::units::{Bytes, Sectors};
 

@@ -252,7 +252,13 @@ fn assemble(
     create(platform, &mut stack, &shape.thin_data(), undo)?;
     create(platform, &mut stack, &shape.mdv(), undo)?;
     let node = platform.dm_node(&stack.name(Role::Mdv));
-    xfs::make(platform, &node, uuid::Uuid::from_bytes(*uuid.as_bytes()), Discard::Yes)?;
+    xfs::make(
+        platform,
+        &node,
+        uuid::Uuid::from_bytes(*uuid.as_bytes()),
+        sizes::XfsParameters::default(),
+        Discard::Yes,
+    )?;
     undo.push(When::Always, "unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
     let mdv = Mdv::new(platform, uuid);
     mdv.mount(&node)?;

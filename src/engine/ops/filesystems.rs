@@ -90,8 +90,9 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Step<Resul
             Ok(claim) => claim,
             Err(taken) => return Step::parked(taken, create_filesystems(uuid, new)),
         };
+        let usable = pool.usable_size();
         match begin(engine, pool, wanted, claim) {
-            Ok(batch) => format(uuid, batch),
+            Ok(batch) => format(uuid, batch, usable),
             Err(error) => {
                 pool.note_failure(&error);
                 Step::Done(Err(error))
@@ -271,13 +272,15 @@ fn refusal(pool: &Pool, platform: &dyn Platform, error: platform::Error) -> Erro
 /// mkfs allocates in any case.
 const END_BYTES: usize = 1 << 20;
 
-/// Formats the new filesystems.
-fn format(uuid: PoolUuid, batch: Batch) -> Step<Result<Vec<(FsUuid, Name)>>> {
-    complete_each(uuid, batch, |platform, device, id| {
+/// Formats the new filesystems of a pool with this usable size.
+fn format(uuid: PoolUuid, batch: Batch, usable: Sectors) -> Step<Result<Vec<(FsUuid, Name)>>> {
+    complete_each(uuid, batch, move |platform, device, id| {
         let node = platform.dm_node(device);
-        clear_ends(platform, &node)?;
+        let size = platform.geometry(&node)?.size;
+        clear_ends(platform, &node, size)?;
+        let parameters = sizes::xfs_parameters(size, usable);
         // A new thin device holds no other data that could be discarded.
-        xfs::make(platform, &node, uuid::Uuid::from_bytes(*id.as_bytes()), Discard::No)
+        xfs::make(platform, &node, uuid::Uuid::from_bytes(*id.as_bytes()), parameters, Discard::No)
     })
 }
 
@@ -285,10 +288,9 @@ fn format(uuid: PoolUuid, batch: Batch) -> Step<Result<Vec<(FsUuid, Name)>>> {
 /// filesystem holds the former data of the disk, and mkfs writes only parts of the blocks at both
 /// ends. If signatures of another file system remained there, blkid could not determine the type,
 /// and so neither could mount.
-fn clear_ends(platform: &dyn Platform, node: &Path) -> Result<()> {
-    let size = platform.geometry(node)?.size.0 * SECTOR;
+fn clear_ends(platform: &dyn Platform, node: &Path, size: Sectors) -> Result<()> {
     let zeros = vec![0; END_BYTES];
-    let last = size.saturating_sub(END_BYTES as u64);
+    let last = (size.0 * SECTOR).saturating_sub(END_BYTES as u64);
     Ok(platform.write(node, &[WriteStep::At(0, &zeros), WriteStep::At(last, &zeros)])?)
 }
 

@@ -34,6 +34,44 @@ pub const FILESYSTEM_MIN: Sectors = Sectors(1_048_576);
 /// Smallest device.
 pub const DEVICE_MIN: Sectors = Sectors(2_097_152);
 
+/// What the XFS of a new filesystem gets by request; `None`: what `mkfs.xfs` chooses is no larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct XfsParameters {
+    /// Size of the log.
+    pub log: Option<Bytes>,
+    /// Number of allocation groups.
+    pub groups: Option<u64>,
+}
+
+/// The log and the groups of a new filesystem's XFS, for a pool with this usable size.
+///
+/// The log is written when the XFS is made, and so is a data block of the thin pool for each
+/// allocation group; a snapshot writes the latter again. `mkfs.xfs` makes the log a 2048th of the
+/// filesystem and takes the optimal I/O size of a thin device for that of a disk array, which gets
+/// up to 32 groups. But the size of a filesystem says little about how much it will hold: it is
+/// often larger than the pool. So the log is a 2048th of the pool, and only large pools get more
+/// than eight groups.
+pub fn xfs_parameters(filesystem: Sectors, usable: Sectors) -> XfsParameters {
+    const PART: u64 = 2048;
+    // The smallest log that mkfs.xfs makes by default, and the largest one.
+    const LOG_MIN: Sectors = Sectors(64 << 11);
+    const LOG_MAX: Sectors = Sectors(2038 << 11);
+    // mkfs.xfs makes 8 groups on devices below 8 GiB, and 16 to 32 on larger ones; more only if a
+    // group would otherwise be too large.
+    const GROUPS: std::ops::Range<u64> = 8..32;
+    const FEW_GROUPS: Sectors = Sectors(8 << 21);
+    const GROUP_MAX: Sectors = Sectors(1 << 31);
+    const LARGE_POOL: Sectors = Sectors(1 << 31);
+    let log = Sectors(usable.0 / PART / DATA_BLOCK.0 * DATA_BLOCK.0).max(LOG_MIN);
+    let default = Sectors(filesystem.0 / PART).clamp(LOG_MIN, LOG_MAX);
+    // A group is smaller than 1 TiB.
+    let groups = (filesystem.0 / GROUP_MAX.0 + 1).max(GROUPS.start);
+    XfsParameters {
+        log: (log < default).then(|| log.bytes()),
+        groups: (filesystem >= FEW_GROUPS && usable < LARGE_POOL && GROUPS.contains(&groups)).then_some(groups),
+    }
+}
+
 /// Why a size is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]

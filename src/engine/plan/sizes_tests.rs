@@ -167,3 +167,32 @@ fn the_metadata_bound_exceeds_the_programs_answer() {
     let filesystems = 100_000;
     assert!(thin_metadata_at_most(Sectors(0), filesystems).0 >= 2 * METADATA_BLOCK.0 * filesystems * 8);
 }
+
+#[test]
+fn log_and_groups_follow_the_pool() {
+    let mib = |mib: u64| Sectors(mib << 11);
+    // Filesystem, pool, log, groups; in MiB.
+    let samples = [
+        // A filesystem that is small itself gets what mkfs.xfs chooses.
+        (512, 4 << 10, None, None),
+        ((8 << 10) - 1, 4 << 10, None, None),
+        (128 << 10, 4 << 10, None, Some(8)),
+        // A large one in a small pool gets the smallest usual log.
+        (1 << 20, 4 << 10, Some(64), Some(8)),
+        (129 << 10, 128 << 10, Some(64), Some(8)),
+        // In a larger pool, a 2048th of it, in whole data blocks.
+        (1 << 20, (256 << 10) + 1000, Some(128), Some(8)),
+        // Never more than mkfs.xfs would make.
+        (1 << 20, 1 << 20, None, None),
+        (1 << 30, 4 << 20, None, None),
+        (1 << 30, 2 << 20, Some(1024), None),
+        // A group is smaller than 1 TiB.
+        (8 << 20, 1 << 10, Some(64), Some(9)),
+        ((8 << 20) - 1, 1 << 10, Some(64), Some(8)),
+        (32 << 20, 1 << 10, Some(64), None),
+    ];
+    for (filesystem, pool, log, groups) in samples {
+        let expected = XfsParameters { log: log.map(|log| mib(log).bytes()), groups };
+        assert_eq!(xfs_parameters(mib(filesystem), mib(pool)), expected, "{filesystem} {pool}");
+    }
+}

@@ -209,6 +209,12 @@ impl DeviceAccess {
         let write = |file: &File| {
             steps.iter().try_for_each(|step| match step {
                 WriteStep::At(offset, bytes) => file.write_all_at(bytes, *offset).map_err(error("write to", path)),
+                WriteStep::Sectors(offset, bytes) => {
+                    let mut options = OpenOptions::new();
+                    let direct = HeldDevice::reopen(file, path, options.write(true).custom_flags(libc::O_DIRECT))?;
+                    with_aligned(bytes, |aligned| direct.write_all_at(aligned, *offset))
+                        .map_err(error("write to", path))
+                }
                 WriteStep::Flush => file.sync_all().map_err(error("flush writes to", path)),
             })
         };
@@ -253,6 +259,15 @@ fn read_aligned(file: &File, unit: u64, offset: u64, length: usize) -> io::Resul
         }
     }
     Ok(window[lead..lead + length].to_vec())
+}
+
+/// Calls `work` with a copy of these bytes in memory that is aligned as direct I/O requires.
+fn with_aligned<T>(bytes: &[u8], work: impl FnOnce(&[u8]) -> T) -> T {
+    let mut memory = vec![0; bytes.len() + MEMORY_ALIGNMENT];
+    let shift = memory.as_ptr().align_offset(MEMORY_ALIGNMENT);
+    let window = &mut memory[shift..shift + bytes.len()];
+    window.copy_from_slice(bytes);
+    work(window)
 }
 
 fn probe(file: &File) -> libblkid_rs::Result<Contents> {

@@ -35,20 +35,16 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// The bytes at the start of the disk.
-    pub(super) fn content(self, size: Sectors) -> Vec<u8> {
+    /// What lies where on the disk, in bytes.
+    pub(super) fn content(self, size: Sectors) -> Vec<(u64, Vec<u8>)> {
         let mut sector = vec![0; 512];
         match self {
             Preset::Xfs => {
-                let superblock = super::xfs::Superblock {
-                    uuid: *b"somebody's  file",
-                    blocks: size.0 / 8,
-                    key: *b"somebody's files",
-                    dirty: false,
-                };
-                return superblock.encode().to_vec();
+                let uuid = *b"somebody's  file";
+                let superblock = super::xfs::Superblock::new(uuid, size.0 * 512, *b"somebody's files", None, None);
+                return vec![(superblock.log(), superblock.first_record().to_vec()), (0, superblock.encode().to_vec())];
             }
-            Preset::Luks => return super::luks_device::foreign(),
+            Preset::Luks => return vec![(0, super::luks_device::foreign())],
             Preset::PartitionTable(partitions) => {
                 sector[510..].copy_from_slice(&[0x55, 0xaa]);
                 for entry in 0..usize::from(partitions.min(4)) {
@@ -56,7 +52,7 @@ impl Preset {
                 }
             }
         }
-        sector
+        vec![(0, sector)]
     }
 }
 
@@ -313,10 +309,8 @@ impl Builder {
                 disks.add_twin(normal(twin), &path);
             }
             if let Some(disk) = disks.known(&path) {
-                if let Some(preset) = planned.preset {
-                    disk.preset(0, &preset.content(size));
-                }
-                for (offset, bytes) in planned.content {
+                let preset = planned.preset.map(|preset| preset.content(size));
+                for (offset, bytes) in preset.into_iter().flatten().chain(planned.content) {
                     disk.preset(offset, &bytes);
                 }
             }

@@ -248,7 +248,9 @@ impl Sim {
     /// # Errors
     /// If there is no such disk.
     pub fn preset(&self, path: &Path, preset: Preset) -> Result<()> {
-        self.change_disk(path, |disk| disk.preset(0, &preset.content(disk.shape.size)))
+        self.change_disk(path, |disk| {
+            preset.content(disk.shape.size).iter().for_each(|(offset, bytes)| disk.preset(*offset, bytes));
+        })
     }
 
     /// Makes sectors of a disk unreadable until they are written.

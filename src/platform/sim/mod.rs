@@ -52,6 +52,7 @@ mod thin;
 mod udev;
 mod udev_queue;
 mod xfs;
+mod xfs_log;
 
 use std::{
     collections::BTreeMap,
@@ -298,6 +299,13 @@ impl Sim {
         match step {
             WriteStep::At(offset, bytes) => self
                 .io(CallKind::Write, &text(path), |machine| machine.write_at(number, *offset, bytes, Patience::Wait)),
+            WriteStep::Sectors(offset, bytes) => self.io(CallKind::Write, &text(path), |machine| {
+                let sector = u64::from(machine.logical_sector(number));
+                match offset % sector == 0 && bytes.len() as u64 % sector == 0 {
+                    true => machine.write_at(number, *offset, bytes, Patience::Wait),
+                    false => Err(Incomplete::Errno(libc::EINVAL)),
+                }
+            }),
             WriteStep::Flush => self.io(CallKind::Flush, &text(path), |machine| machine.flush(number, Patience::Wait)),
         }
     }

@@ -9,6 +9,7 @@ use super::{
     incomplete::{Incomplete, Patience},
     machine::MachineState,
     xfs::{BLOCK, Files, FilesKey, MountedXfs, PRIVATE, Superblock},
+    xfs_log,
 };
 use crate::{
     base::units::Bytes,
@@ -65,9 +66,10 @@ impl MachineState {
             // A foreign XFS: real, but without the files that only the simulation knows.
             self.xfs.new_files(superblock.key);
         }
-        let dirty = Superblock { dirty: true, ..superblock };
-        self.write_at(device, 0, &dirty.encode(), Patience::Wait)?;
-        self.flush(device, Patience::Wait)?;
+        if !self.accepts_log(device, &superblock)? {
+            return Err(Incomplete::Errno(libc::EUCLEAN));
+        }
+        self.end_log(device, &superblock, true)?;
         let mut parts = at.components().skip(1);
         let process = parts.next().filter(|part| part.as_os_str() == "proc").and_then(|_| parts.next());
         let process = process.and_then(|part| part.as_os_str().to_str()?.parse().ok());
@@ -77,6 +79,22 @@ impl MachineState {
         self.xfs.mounts.insert(at.to_owned(), mount);
         self.dm.open(device);
         Ok(())
+    }
+
+    /// Whether the log of an XFS belongs to it.
+    pub(super) fn accepts_log(&self, device: DeviceNumber, superblock: &Superblock) -> Result<bool, Incomplete> {
+        let mut record = [0; xfs_log::RECORD];
+        self.read_at(device, superblock.record(superblock.end), &mut record, Patience::Wait)?;
+        Ok(xfs_log::is_accepted(&record, superblock.end, &superblock.uuid))
+    }
+
+    /// Writes another record to the log: that of a mount, or the last one of an unmount.
+    fn end_log(&mut self, device: DeviceNumber, superblock: &Superblock, dirty: bool) -> Result<(), Incomplete> {
+        let end = superblock.next_record();
+        let record = xfs_log::record(end, &superblock.uuid, !dirty, xfs_log::Writer::Kernel);
+        self.write_at(device, superblock.record(end), &record, Patience::Wait)?;
+        self.write_at(device, 0, &superblock.with_end(end, dirty).encode(), Patience::Wait)?;
+        self.flush(device, Patience::Wait)
     }
 
     /// Returns false if nothing was mounted there.
@@ -90,8 +108,7 @@ impl MachineState {
             let synced = synced.and_then(|()| {
                 let superblock = self.superblock(device, Patience::Wait)?.filter(|found| found.key == key);
                 let Some(superblock) = superblock else { return Ok(()) };
-                self.write_at(device, 0, &Superblock { dirty: false, ..superblock }.encode(), Patience::Wait)?;
-                self.flush(device, Patience::Wait)
+                self.end_log(device, &superblock, false)
             });
             match synced {
                 Ok(()) => {}

@@ -26,9 +26,9 @@ use super::{
 };
 use crate::platform::{DeviceNumber, Error, Program, ProgramEnd, Result};
 
-/// Where xfs_db writes copies of the superblock, in quarters of the device. A few of them suffice
-/// here.
-const COPIES: [u64; 3] = [3, 2, 1];
+/// Sizes of a log that mkfs.xfs accepts, in bytes, for devices and blocks as they are here.
+const LOG_BYTES_MIN: u64 = 8 << 20;
+const LOG_BYTES_MAX: u64 = (2 << 30) - (10 << 20);
 
 /// Parsed arguments: options with their values in order, and the rest.
 struct ParsedArguments<'a> {
@@ -129,26 +129,24 @@ impl Sim {
         })
     }
 
-    /// Writes the headers of allocation groups, the log and the end of the device: one step, which
-    /// is idempotent if it has to wait in the middle.
-    fn program_write_layout(&self, number: DeviceNumber, size: u64, sector: &[u8; 512]) -> Result<()> {
-        const PROGRAM: Program = Program::MkfsXfs;
+    /// Writes the copies of the superblock, the log with its only record, and the end of the device:
+    /// one step, which is idempotent if it has to wait in the middle.
+    fn program_write_layout(&self, program: Program, number: DeviceNumber, superblock: &Superblock) -> Result<()> {
         const STRETCH: u64 = 1 << 20;
-        let groups = xfs::groups(size);
-        let group = size / groups / xfs::BLOCK * xfs::BLOCK;
-        // The log lies behind the headers of the middle group.
-        let log = groups / 2 * group + 8 * xfs::BLOCK;
-        let stretches = xfs::log_bytes(size) / STRETCH;
-        self.step(CallKind::ProgramWrite(PROGRAM), &number.to_string(), || {
-            self.program_io(PROGRAM, |machine| {
-                for group in (1..groups).map(|index| index * group) {
-                    machine.write_at(number, group, sector, Patience::Wait)?;
+        let sector = superblock.encode();
+        let record = superblock.first_record();
+        let last = superblock.blocks * xfs::BLOCK - xfs::BLOCK;
+        let stretches = superblock.log_bytes() / STRETCH;
+        self.step(CallKind::ProgramWrite(program), &number.to_string(), || {
+            self.program_io(program, |machine| {
+                for copy in superblock.copies() {
+                    machine.write_at(number, copy, &sector, Patience::Wait)?;
                 }
-                let log = (0..=stretches).map(|stretch| log + stretch * STRETCH);
-                for at in log.chain([size / xfs::BLOCK * xfs::BLOCK - xfs::BLOCK]) {
+                let log = (0..=stretches).map(|stretch| superblock.log() + stretch * STRETCH);
+                for at in log.chain((program == Program::MkfsXfs).then_some(last)) {
                     machine.write_at(number, at, &[0; 512], Patience::Wait)?;
                 }
-                Ok(())
+                machine.write_at(number, superblock.log(), &record, Patience::Wait)
             })
         })
     }
@@ -156,11 +154,13 @@ impl Sim {
     fn mkfs_xfs(&self, words: &[&str]) -> Result<String> {
         const PROGRAM: Program = Program::MkfsXfs;
         let fail = refusal(PROGRAM);
-        let arguments = ParsedArguments::parse(words, &["-f", "-V", "-q", "-K"], &["-m", "-i"]).map_err(&fail)?;
+        let arguments =
+            ParsedArguments::parse(words, &["-f", "-V", "-q", "-K"], &["-m", "-i", "-l", "-d"]).map_err(&fail)?;
         if arguments.has("-V") {
             let version = if self.0.old_mkfs { "5.10.0" } else { "6.1.0" };
             return Ok(format!("mkfs.xfs version {version}\n"));
         }
+        let (mut log, mut groups) = (None, None);
         let mut uuid = *uuid::Builder::from_random_bytes(self.random_bytes()).into_uuid().as_bytes();
         for (option, value) in arguments.options.iter().filter(|(_, value)| !value.is_empty()) {
             match (*option, value.split_once('=')) {
@@ -169,6 +169,15 @@ impl Sim {
                     uuid = *parsed.as_bytes();
                 }
                 ("-i", Some(("nrext64", "0" | "1"))) if !self.0.old_mkfs => {}
+                ("-l", Some(("size", bytes))) => {
+                    let bytes =
+                        bytes.parse::<u64>().ok().filter(|bytes| (LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(bytes));
+                    log = Some(bytes.ok_or_else(|| fail(format!("illegal log size {value}")))?);
+                }
+                ("-d", Some(("agcount", count))) => {
+                    let count = count.parse::<u64>().map_err(|_| fail(format!("illegal agcount {value}")))?;
+                    groups = Some(count);
+                }
                 _ => return Err(fail(format!("unknown option {option} {value}"))),
             }
         }
@@ -178,6 +187,9 @@ impl Sim {
             let machine = self.machine()?;
             (machine.size_of(number).unwrap_or(0), machine.probe(number))
         };
+        if groups.is_some_and(|groups| !xfs::can_have(size, groups)) {
+            return Err(fail(format!("illegal number of allocation groups for {size} bytes")));
+        }
         if size < xfs::BYTES_MIN {
             return Err(fail("Filesystem must be larger than 300MB.".to_owned()));
         }
@@ -195,8 +207,9 @@ impl Sim {
             })?;
         }
         let key = self.machine()?.new_key();
-        let sector = Superblock { uuid, blocks: size / xfs::BLOCK, key, dirty: false }.encode();
-        self.program_write_layout(number, size, &sector)?;
+        let superblock = Superblock::new(uuid, size, key, log, groups);
+        let sector = superblock.encode();
+        self.program_write_layout(PROGRAM, number, &superblock)?;
         // The first sector is written last, because it makes the device a file system.
         self.machine()?.xfs.new_files(key);
         self.program_write(PROGRAM, number, 0, &sector)?;
@@ -215,6 +228,7 @@ impl Sim {
         let Some(mut superblock) = superblock else {
             return Err(fail(format!("{path} is not a valid XFS filesystem (unexpected SB magic number 0x00000000)")));
         };
+        let accepts = self.program_io(PROGRAM, |machine| machine.accepts_log(number, &superblock))?;
         let mut said = String::new();
         for (_, command) in arguments.options.iter().filter(|(option, _)| *option == "-c") {
             match command.split_ascii_whitespace().collect::<Vec<_>>()[..] {
@@ -235,13 +249,12 @@ impl Sim {
                         );
                         continue;
                     }
-                    superblock.uuid = *uuid.as_bytes();
-                    let sector = superblock.encode();
-                    let size = superblock.blocks / 4 * xfs::BLOCK;
-                    for quarter in COPIES {
-                        self.program_write(PROGRAM, number, size * quarter, &sector)?;
+                    if !accepts {
+                        return Err(fail("ERROR: cannot find log head/tail, run xfs_repair".to_owned()));
                     }
-                    self.program_write(PROGRAM, number, 0, &sector)?;
+                    superblock = superblock.with_uuid(*uuid.as_bytes());
+                    self.program_write_layout(PROGRAM, number, &superblock)?;
+                    self.program_write(PROGRAM, number, 0, &superblock.encode())?;
                     self.program_flush(PROGRAM, number)?;
                     self.written(number)?;
                     said.push_str("Clearing log and setting UUID\nwriting all SBs\nnew ");
@@ -270,13 +283,14 @@ impl Sim {
         if blocks <= superblock.blocks {
             return Ok(());
         }
-        let sector = Superblock { blocks, ..superblock }.encode();
+        let grown = superblock.grown(blocks);
+        let sector = grown.encode();
         let subject = number.to_string();
-        let (old, new) = (superblock.blocks * xfs::BLOCK, blocks * xfs::BLOCK);
+        let known = superblock.copies().last().unwrap_or(0);
         self.step(CallKind::GrowWrite, &subject, || {
             self.wait_for_io(
                 |machine| {
-                    for group in xfs::added_groups(old, new) {
+                    for group in grown.copies().filter(|at| *at > known) {
                         machine.write_at(number, group, &sector, Patience::Wait)?;
                     }
                     machine.write_at(number, 0, &sector, Patience::Wait)

@@ -1,9 +1,10 @@
 //! XFS as a daemon sees it: a superblock on the device, mounts, usage, and a store of small files.
 //!
 //! Rules:
-//! - The first sector of the device holds the magic, the size, the UUID, whether the log needs a
-//!   replay, and the key of the files, which are kept here. So files are found exactly where that
-//!   sector is found.
+//! - The first sector of the device holds what a superblock of version 5 does about the identity and
+//!   the places of groups and log, and besides: whether the log needs a replay, and the key of the
+//!   files, which are kept here. So files are found exactly where that sector is found. A sector
+//!   with a wrong checksum is no XFS.
 //! - A copy of the sector (a snapshot) refers to the same files. So only devices that are not thin
 //!   can have files; file calls elsewhere are refused with EOPNOTSUPP.
 //! - A mount marks the log on the device as dirty, an unmount as clean. A second mounted file
@@ -33,6 +34,7 @@ use std::{
 
 use rand::{Rng, rngs::StdRng};
 
+use super::xfs_log::{self, Lsn};
 use crate::{
     base::units::Bytes,
     platform::{self, DeviceNumber},
@@ -56,7 +58,7 @@ const GROUPS_MAX: u64 = 1024;
 
 /// Number of allocation groups that mkfs.xfs makes on a device of this size with a stripe width, as
 /// thin devices have: from 8 to 32, and one per TiB on larger ones.
-pub(super) fn groups(size: u64) -> u64 {
+fn default_groups(size: u64) -> u64 {
     match size {
         ..=0x1_ffff_ffff => 8,
         0x2_0000_0000..=0x7f_ffff_ffff => 16,
@@ -64,12 +66,10 @@ pub(super) fn groups(size: u64) -> u64 {
     }
 }
 
-/// Offsets of the allocation groups that growth adds. They are as large as the existing ones.
-pub(super) fn added_groups(old: u64, new: u64) -> impl Iterator<Item = u64> {
-    let group = (old / groups(old) / BLOCK * BLOCK).max(BYTES_MIN / 8);
-    let first = old.div_ceil(group);
-    let groups = usize::try_from(GROUPS_MAX).unwrap_or(usize::MAX);
-    (first..new.div_ceil(group)).map(move |index| index * group).filter(move |at| at + 512 <= new).take(groups)
+/// Whether a device of this size can have this many allocation groups: each has at least 16 MiB and
+/// less than 1 TiB.
+pub(super) fn can_have(size: u64, groups: u64) -> bool {
+    groups > 0 && (16 << 20..1 << 40).contains(&(size / groups))
 }
 
 /// Smallest size that mkfs.xfs accepts.
@@ -81,35 +81,150 @@ pub(super) type FilesKey = [u8; 16];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Superblock {
     pub(super) uuid: [u8; 16],
+    /// The UUID that metadata carries: the one that mkfs.xfs has given.
+    meta_uuid: [u8; 16],
     pub(super) blocks: u64,
+    group_blocks: u32,
+    groups: u32,
+    /// First block of the log.
+    log_start: u64,
+    /// Size of the log in file system blocks.
+    log_blocks: u32,
+    /// The record that wrote the superblock last.
+    lsn: Lsn,
+    /// The last record of the log. The kernel searches the log for it.
+    pub(super) end: Lsn,
     pub(super) key: FilesKey,
     pub(super) dirty: bool,
 }
 
+/// Incompatible feature: metadata carries another UUID than the superblock.
+const META_UUID: u32 = 1 << 2;
+
 impl Superblock {
+    /// That of a new file system on a device of this size. `log`: the size of its log in bytes;
+    /// `groups`: the number of its allocation groups; `None` for the default.
+    pub(super) fn new(uuid: [u8; 16], size: u64, key: FilesKey, log: Option<u64>, groups: Option<u64>) -> Superblock {
+        let groups = groups.unwrap_or_else(|| default_groups(size));
+        let group_blocks = u32::try_from(size / groups / BLOCK).unwrap_or(u32::MAX);
+        Superblock {
+            uuid,
+            meta_uuid: uuid,
+            blocks: size / BLOCK,
+            group_blocks,
+            groups: groups as u32,
+            // Behind the headers of the middle group.
+            log_start: groups / 2 * u64::from(group_blocks) + 8,
+            log_blocks: (log.unwrap_or_else(|| log_bytes(size)) / BLOCK) as u32,
+            lsn: Lsn { cycle: 0, block: 0 },
+            end: Lsn::FIRST,
+            key,
+            dirty: false,
+        }
+    }
+
+    /// The same after growth. New groups are as large as the existing ones.
+    pub(super) fn grown(self, blocks: u64) -> Superblock {
+        let groups = blocks.div_ceil(u64::from(self.group_blocks)).min(GROUPS_MAX).max(u64::from(self.groups));
+        Superblock { blocks, groups: groups as u32, ..self }
+    }
+
+    /// The same with another UUID and a new log, as `xfs_db` writes it.
+    pub(super) fn with_uuid(self, uuid: [u8; 16]) -> Superblock {
+        Superblock { uuid, end: self.end.new_pass(), ..self }
+    }
+
+    /// The same after an unmount, or after a mount.
+    pub(super) fn with_end(self, end: Lsn, dirty: bool) -> Superblock {
+        // An unmount writes the superblock, and then the record that says so.
+        let lsn = if dirty { self.lsn } else { self.end };
+        Superblock { lsn, end, dirty, ..self }
+    }
+
+    /// Offsets of the copies of the superblock, in bytes: at the beginning of each allocation group
+    /// but the first.
+    pub(super) fn copies(&self) -> impl Iterator<Item = u64> + use<> {
+        let (group, size) = (u64::from(self.group_blocks) * BLOCK, self.blocks.saturating_mul(BLOCK));
+        (1..u64::from(self.groups)).map(move |index| index * group).filter(move |at| at + 512 <= size)
+    }
+
+    /// Offset of the log in bytes.
+    pub(super) fn log(&self) -> u64 {
+        self.log_start * BLOCK
+    }
+
+    /// Size of the log in bytes.
+    pub(super) fn log_bytes(&self) -> u64 {
+        u64::from(self.log_blocks) * BLOCK
+    }
+
+    /// The only record of a new log, as a program writes it.
+    pub(super) fn first_record(&self) -> [u8; xfs_log::RECORD] {
+        xfs_log::record(self.end, &self.uuid, true, xfs_log::Writer::Program)
+    }
+
+    /// Where the next record goes.
+    pub(super) fn next_record(&self) -> Lsn {
+        self.end.next(self.log_blocks.saturating_mul((BLOCK / 512) as u32))
+    }
+
+    /// Offset of a record on the device, in bytes.
+    pub(super) fn record(&self, at: Lsn) -> u64 {
+        self.log() + u64::from(at.block) * 512
+    }
+
     pub(super) fn encode(&self) -> [u8; 512] {
         let mut sector = [0; 512];
-        sector[..4].copy_from_slice(b"XFSB");
-        sector[4..8].copy_from_slice(&(BLOCK as u32).to_be_bytes());
-        sector[8..16].copy_from_slice(&self.blocks.to_be_bytes());
-        sector[32..48].copy_from_slice(&self.uuid);
-        let size = self.blocks.saturating_mul(BLOCK);
-        sector[88..92].copy_from_slice(&(groups(size) as u32).to_be_bytes());
-        sector[96..100].copy_from_slice(&((log_bytes(size) / BLOCK) as u32).to_be_bytes());
-        // The key lies in the part of the sector that XFS does not use.
-        sector[400..416].copy_from_slice(&self.key);
-        sector[416] = u8::from(self.dirty);
+        let mut put = |at: usize, value: &[u8]| sector[at..at + value.len()].copy_from_slice(value);
+        let group_log = self.group_blocks.next_power_of_two().ilog2();
+        let group_blocks = u64::from(self.group_blocks.max(1));
+        let log_start = self.log_start / group_blocks << group_log | self.log_start % group_blocks;
+        put(0, b"XFSB");
+        put(4, &(BLOCK as u32).to_be_bytes());
+        put(8, &self.blocks.to_be_bytes());
+        put(32, &self.uuid);
+        put(48, &log_start.to_be_bytes());
+        put(84, &self.group_blocks.to_be_bytes());
+        put(88, &self.groups.to_be_bytes());
+        put(96, &self.log_blocks.to_be_bytes());
+        // Version 5, with the flags that it implies.
+        put(100, &0xb4a5_u16.to_be_bytes());
+        put(102, &512_u16.to_be_bytes());
+        put(124, &[group_log as u8]);
+        if self.meta_uuid != self.uuid {
+            put(216, &META_UUID.to_be_bytes());
+            put(248, &self.meta_uuid);
+        }
+        put(240, &self.lsn.bits().to_be_bytes());
+        // The rest lies in the part of the sector that XFS does not use.
+        put(400, &self.key);
+        put(416, &[u8::from(self.dirty)]);
+        put(420, &self.end.bits().to_be_bytes());
+        put(428, &self.log_start.to_be_bytes());
+        let crc = crc32c::crc32c(&sector).to_le_bytes();
+        sector[224..228].copy_from_slice(&crc);
         sector
     }
 
     pub(super) fn decode(sector: &[u8; 512]) -> Option<Superblock> {
         let field = |at: usize| -> Option<[u8; 16]> { sector[at..at + 16].try_into().ok() };
-        if &sector[..4] != b"XFSB" {
+        let word = |at: usize| Some(u32::from_be_bytes(sector[at..at + 4].try_into().ok()?));
+        let long = |at: usize| Some(u64::from_be_bytes(sector[at..at + 8].try_into().ok()?));
+        let crc = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&sector[..224]), &[0; 4]), &sector[228..]);
+        if &sector[..4] != b"XFSB" || sector[224..228] != crc.to_le_bytes() {
             return None;
         }
+        let uuid = field(32)?;
         Some(Superblock {
-            uuid: field(32)?,
-            blocks: u64::from_be_bytes(sector[8..16].try_into().ok()?),
+            uuid,
+            meta_uuid: if word(216)? & META_UUID != 0 { field(248)? } else { uuid },
+            blocks: long(8)?,
+            group_blocks: word(84)?,
+            groups: word(88)?,
+            log_start: long(428)?,
+            log_blocks: word(96)?,
+            lsn: Lsn::from_bits(long(240)?),
+            end: Lsn::from_bits(long(420)?),
             key: field(400)?,
             dirty: sector[416] != 0,
         })

@@ -73,3 +73,16 @@ def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.failed:
         report.sections.append(("the daemon's log", system.daemon_log()))
+
+
+@pytest.fixture
+def large_sectors(stratis, disks):
+    """A disk with logical sectors of 4096 bytes."""
+    node = system.run("losetup", "--sector-size", "4096", "--find", "--show", disks[0]).strip()
+    system.settle()
+    yield node
+    system.unmount_all()
+    system.stop_daemon()
+    system.remove_mapped()
+    system.run("losetup", "--detach", node)
+    system.erase(disks[0])

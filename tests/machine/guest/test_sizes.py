@@ -17,19 +17,6 @@ MIB = 1 << 20
 LIMIT = GIB + GIB // 2
 
 
-@pytest.fixture
-def large_sectors(stratis, disks):
-    """A disk with logical sectors of 4096 bytes."""
-    node = system.run("losetup", "--sector-size", "4096", "--find", "--show", disks[0]).strip()
-    system.settle()
-    yield node
-    system.unmount_all()
-    system.stop_daemon()
-    system.remove_mapped()
-    system.run("losetup", "--detach", node)
-    system.erase(disks[0])
-
-
 class Record:
     """The record of a filesystem in the metadata volume, to change it behind the daemon's back."""
 

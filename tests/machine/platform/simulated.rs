@@ -16,6 +16,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("many blocks at once overrun the reserve", |machine| run(machine, alike::metadata_overrun)),
     ("a full pool fails queued writes after a timeout", |machine| run(machine, alike::patience)),
     ("xfs_db leaves a dirty log alone", |machine| run(machine, alike::dirty_log)),
+    ("an XFS is mounted with its own log only", |machine| run(machine, alike::own_log)),
     ("mkfs maps its log", |machine| run(machine, alike::mkfs_blocks)),
     ("an XFS without its log is shut down", |machine| run(machine, alike::shutdown)),
     ("a device is removed right after its use", |machine| run(machine, alike::lingering)),

@@ -265,6 +265,8 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("test_bus_restarted.py"))]),
         Scenario("sizes", "sizes of fractions of a sector, and devices larger than their records",
                  [Life(_pytest("test_sizes.py"))]),
+        Scenario("snapshots", "what snapshots take of a pool; the kernel and xfs_repair accept their identity",
+                 [Life(_pytest("-s", "test_snapshots.py"))]),
         Scenario("thin-check", "a killed thin_check is no damage; a repair keeps the old metadata",
                  [Life(_pytest("test_thin_check.py"))]),
         Scenario("private-mounts", "a filesystem below a private mount, or in a container, grows and is not kept busy",

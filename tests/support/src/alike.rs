@@ -11,6 +11,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stratisd::{
     base::units::{DataBlocks, Sectors},
+    engine::metadata::{LogEnd, SUPERBLOCK_BYTES_MAX, XfsIdentity},
     platform::{
         DeviceAction, DeviceClass, DeviceNumber, Platform, Program, Result, WriteStep,
         dm::{Line, Target, Visibility},
@@ -154,8 +155,28 @@ impl Thin<'_> {
     }
 
     fn mkfs(&self, uuid: &str) {
+        self.mkfs_with(uuid, &[]);
+    }
+
+    fn mkfs_with(&self, uuid: &str, more: &[&str]) {
         let (node, uuid) = (self.node.to_str().unwrap(), format!("uuid={uuid}"));
-        self.platform.run(Program::MkfsXfs, &["-f", "-q", node, "-m", &uuid, "-i", "nrext64=0"]).unwrap();
+        let arguments = [&["-f", "-q", node, "-m", &uuid, "-i", "nrext64=0"], more].concat();
+        self.platform.run(Program::MkfsXfs, &arguments).unwrap();
+    }
+
+    /// The XFS on the device, as the engine understands it.
+    fn identity(&self) -> XfsIdentity {
+        XfsIdentity::read(&self.platform.read(&self.node, 0, SUPERBLOCK_BYTES_MAX).unwrap()).unwrap()
+    }
+
+    fn log_end(&self) -> LogEnd {
+        self.identity().log_end(|offset, length| self.platform.read(&self.node, offset, length)).unwrap()
+    }
+
+    /// Data blocks that the device maps.
+    fn mapped_mib(&self) -> u64 {
+        let status = self.platform.dm_status(&self.name).unwrap().remove(0);
+        status.split(' ').next().unwrap().parse::<u64>().unwrap() / 2048
     }
 
     /// UUID of the XFS on the device.
@@ -326,18 +347,70 @@ pub fn dirty_log(place: &dyn Place) {
     pool.remove();
 }
 
+/// The kernel mounts an XFS if the last record of its log has the UUID of the superblock, or none.
+/// The engine finds that record after mkfs.xfs, an unmount, and xfs_db, and knows a log that needs a
+/// replay.
+pub fn own_log(place: &dyn Place) {
+    let (platform, at) = (place.platform(), Path::new("/mnt/alike"));
+    let pool = ThinPool::new(place, 1024, 2048, 1000);
+    let thin = pool.thin(0, 1 << 21);
+    thin.mkfs(UUID);
+    let other = uuid::Uuid::parse_str(OTHER).unwrap();
+    let unmounted = |after: &str| match thin.log_end() {
+        LogEnd::Unmounted(record) => record,
+        end => panic!("{after}: {end:?}"),
+    };
+    let has_none = |after: &str| {
+        let record = unmounted(after);
+        let mount = |record: Vec<u8>| {
+            assert_eq!(thin.write(record_at(&thin), &record), 0);
+            platform.mount(&thin.node, "alike", "nouuid").and_then(|()| platform.unmount("alike"))
+        };
+        assert_eq!(errno(&mount(record.header_with(other).unwrap())), nix::libc::EUCLEAN, "{after}");
+        mount(record.header_with(uuid::Uuid::nil()).unwrap()).unwrap();
+        // The unmount has written another record.
+        assert_ne!(unmounted(after).at, record.at, "{after}");
+    };
+    has_none("after mkfs.xfs");
+    place.mount(&thin.node, at);
+    place.unmount(at);
+    has_none("after an unmount");
+    thin.set_uuid(OTHER).unwrap();
+    place.mount(&thin.node, at);
+    place.unmount(at);
+    unmounted("after a mount behind xfs_db");
+    place.mount(&thin.node, at);
+    platform.dm_suspend(&thin.name, true).unwrap();
+    pool.message("create_snap 1 0").unwrap();
+    platform.dm_resume(&thin.name, Visibility::Public).unwrap();
+    let snapshot = pool.up(1, 1 << 21);
+    assert_eq!(snapshot.log_end(), LogEnd::Dirty);
+    place.unmount(at);
+    snapshot.remove();
+    thin.remove();
+    pool.remove();
+}
+
+fn record_at(thin: &Thin<'_>) -> u64 {
+    match thin.log_end() {
+        LogEnd::Unmounted(record) => record.at,
+        end => panic!("{end:?}"),
+    }
+}
+
 /// The number of thin-pool blocks that a new XFS maps: its log, one block for each allocation
 /// group, and the last block.
 pub fn mkfs_blocks(place: &dyn Place) {
     let pool = ThinPool::new(place, 1024, 2048, 2500);
-    // Size of the filesystem in GiB, number of blocks of 1 MiB.
-    for (id, (gib, expected)) in [(1, 73), (16, 81), (256, 145), (1024, 545)].into_iter().enumerate() {
+    // Size of the filesystem in GiB, number of blocks of 1 MiB, arguments.
+    let small: &[&str] = &["-l", "size=67108864", "-d", "agcount=8"];
+    let samples = [(1, 73, &[][..]), (16, 81, &[]), (256, 145, &[]), (1024, 545, &[]), (1024, 73, small)];
+    for (id, (gib, expected, arguments)) in samples.into_iter().enumerate() {
         let thin = pool.thin(u32::try_from(id).unwrap(), gib << 21);
-        thin.mkfs(UUID);
-        let status = place.platform().dm_status(&thin.name).unwrap().remove(0);
-        let mapped = status.split(' ').next().unwrap().parse::<u64>().unwrap() / 2048;
-        println!("        {gib} GiB: {mapped} blocks");
-        assert_eq!(mapped, expected, "{gib} GiB");
+        thin.mkfs_with(UUID, arguments);
+        let mapped = thin.mapped_mib();
+        println!("        {gib} GiB {arguments:?}: {mapped} blocks");
+        assert_eq!(mapped, expected, "{gib} GiB {arguments:?}");
         thin.remove();
     }
     pool.remove();

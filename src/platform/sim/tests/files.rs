@@ -126,7 +126,8 @@ fn files_stay_with_the_device() {
 #[test]
 fn a_snapshot_needs_its_log_replayed() {
     let sim = Sim::builder().build();
-    let pool = stack(&sim, 1000, "skip_block_zeroing");
+    // xfs_db writes the whole log of the snapshot.
+    let pool = stack(&sim, 2000, "skip_block_zeroing");
     thin(&sim, pool, "fs", 0);
     mkfs(&sim, "/dev/mapper/fs", UUID);
     sim.mount_user(&sim.dm_node("fs"), Path::new("/mnt")).unwrap();

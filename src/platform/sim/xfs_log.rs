@@ -1,0 +1,100 @@
+//! The log of a simulated XFS: the last record, as the kernel writes it.
+//!
+//! Rules:
+//! - A record is a header of one block (512 bytes) and a payload of one block. Records follow each
+//!   other through the log, which continues at its beginning on the next pass. The kernel also
+//!   marks the block behind the last record as one of the pass before.
+//! - A mount writes a record; the last unmount writes one that says so. `mkfs.xfs` and `xfs_db`
+//!   write that record at the beginning of the log, without a checksum. `xfs_db` starts a new pass.
+//! - The kernel mounts an XFS, and `xfs_db` changes it, only if the last record is intact and
+//!   carries the UUID of the superblock, or zeros.
+//!
+//! What records hold is not simulated: a replay changes nothing.
+
+const MAGIC: u32 = 0xfeed_babe;
+const BLOCK: usize = 512;
+/// Bytes of a record and of the block behind it.
+pub(super) const RECORD: usize = 3 * BLOCK;
+/// What the checksum covers of a header.
+const HEADER: usize = 328;
+
+/// Who writes a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// The kernel, with a checksum.
+    Kernel,
+    /// `mkfs.xfs` or `xfs_db`, without one.
+    Program,
+}
+
+/// The place of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lsn {
+    /// The pass over the log, from 1.
+    pub(super) cycle: u32,
+    /// The block in the log.
+    pub(super) block: u32,
+}
+
+impl Lsn {
+    pub(super) const FIRST: Lsn = Lsn { cycle: 1, block: 0 };
+
+    /// The place behind the record, in a log of this many blocks. A record that does not fit before
+    /// the end begins the next pass; the kernel would split it.
+    pub(super) fn next(self, blocks: u32) -> Lsn {
+        let block = self.block + 2;
+        match block + 2 < blocks {
+            true => Lsn { block, ..self },
+            false => self.new_pass(),
+        }
+    }
+
+    pub(super) fn new_pass(self) -> Lsn {
+        Lsn { cycle: self.cycle + 1, block: 0 }
+    }
+
+    pub(super) fn bits(self) -> u64 {
+        u64::from(self.cycle) << 32 | u64::from(self.block)
+    }
+
+    pub(super) fn from_bits(bits: u64) -> Lsn {
+        Lsn { cycle: (bits >> 32) as u32, block: bits as u32 }
+    }
+}
+
+fn checksum(header: &[u8], payload: &[u8]) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..32]), &[0; 4]);
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, &header[36..HEADER]), payload)
+}
+
+/// A record and the mark behind it.
+pub(super) fn record(at: Lsn, uuid: &[u8; 16], unmounts: bool, writer: Writer) -> [u8; RECORD] {
+    let mut bytes = [0; RECORD];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    let operations: u32 = if unmounts { 1 } else { 5 };
+    let block = BLOCK as u32;
+    for (at, value) in [(0, MAGIC), (4, at.cycle), (8, 2), (12, block), (40, operations), (300, 1), (320, 32 << 10)] {
+        put(at, &value.to_be_bytes());
+    }
+    put(16, &at.bits().to_be_bytes());
+    put(24, &at.bits().to_be_bytes());
+    put(304, uuid);
+    // The first word of each block of the payload is the pass.
+    put(BLOCK, &at.cycle.to_be_bytes());
+    put(BLOCK + 8, if unmounts { &[0xaa, 0x20] } else { &[0x69, 0x01] });
+    put(2 * BLOCK, &(at.cycle - 1).to_be_bytes());
+    if writer == Writer::Kernel {
+        let crc = checksum(&bytes[..BLOCK], &bytes[BLOCK..2 * BLOCK]);
+        bytes[32..36].copy_from_slice(&crc.to_le_bytes());
+    }
+    bytes
+}
+
+/// Whether the kernel accepts this as the last record of the log of an XFS with this UUID.
+pub(super) fn is_accepted(record: &[u8; RECORD], at: Lsn, uuid: &[u8; 16]) -> bool {
+    let crc = u32::from_le_bytes([record[32], record[33], record[34], record[35]]);
+    record[..4] == MAGIC.to_be_bytes()
+        && record[16..24] == at.bits().to_be_bytes()
+        && (record[304..320] == *uuid || record[304..320] == [0; 16])
+        && (crc == 0 || crc == checksum(&record[..BLOCK], &record[BLOCK..2 * BLOCK]))
+}
