@@ -6,7 +6,7 @@
 //! 0. So a change counts only once it is visible on the device, or in what the kernel reports about
 //! the mounted file system.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{
     base::{
@@ -102,14 +102,15 @@ fn expect_identity(platform: &dyn Platform, node: &Path, expected: uuid::Uuid, p
 /// machine or the pool went down. The XFS is then mounted for a moment, which replays the log.
 ///
 /// `xfs_db` would write the whole log anew, hundreds of megabytes of it, and so take as much space
-/// of the pool for every snapshot. It does so only for an XFS whose log is not understood here.
+/// of the pool for every snapshot. It runs only for an XFS that is not understood here.
 ///
 /// # Errors
-/// When the XFS has another UUID afterwards, or its UUID cannot be read.
+/// When the XFS has another UUID afterwards, or its UUID cannot be read or written.
 pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dirty: bool) -> Result<()> {
     let node = platform.dm_node(device);
     let uuid = uuid::Uuid::from_bytes(*id.as_bytes());
     let by_program = || {
+        log::warn!("{}: xfs_db writes the UUID, because the daemon does not understand this XFS", node.display());
         let command = format!("uuid {}", id.hyphenated());
         platform.run(Program::XfsDb, &["-x", "-c", &command, &node.to_string_lossy()])?;
         expect_identity(platform, &node, uuid, Program::XfsDb)
@@ -117,12 +118,11 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     if !is_dirty {
         match write_identity(platform, &node, uuid) {
             Ok(Attempt::Written) => return Ok(()),
-            Ok(Attempt::NeedsReplay) => {}
-            Ok(Attempt::NotUnderstood) | Err(_) => {
-                if by_program().is_ok() {
-                    return Ok(());
-                }
-            }
+            Ok(Attempt::NotUnderstood) if by_program().is_ok() => return Ok(()),
+            Ok(Attempt::NeedsReplay | Attempt::NotUnderstood) => {}
+            // A daemon that was killed may have left it mounted for the replay.
+            Err(error) if error.is_busy() => {}
+            Err(error) => return Err(error.into()),
         }
     }
     let at = replayed_at(id);
@@ -132,9 +132,9 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     let mounted = mended(|| platform.mount(&node, &at, "nouuid"), || drop(unmount()));
     let unmounted = mended(unmount, || drop(unmount()));
     mounted.and(unmounted)?;
-    match write_identity(platform, &node, uuid) {
-        Ok(Attempt::Written) => Ok(()),
-        Ok(_) | Err(_) => by_program(),
+    match write_identity(platform, &node, uuid)? {
+        Attempt::Written => Ok(()),
+        Attempt::NeedsReplay | Attempt::NotUnderstood => by_program(),
     }
 }
 
@@ -145,50 +145,82 @@ enum Attempt {
     Written,
     /// Nothing was written, because the log has to be replayed first.
     NeedsReplay,
-    /// Nothing was written, because this is no XFS with a log that is understood.
+    /// Nothing was written, because this is no XFS whose identity is understood.
     NotUnderstood,
 }
 
-/// Writes the UUID into the superblocks and the last record of the log.
-///
-/// At every moment the XFS can be mounted, be changed by `xfs_db`, and be given the UUID by another
-/// call: the record first gets no UUID, which goes with any superblock; then the copies of the
-/// superblock are written, which no mount reads; then the superblock; then the record again.
-fn write_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> Result<Attempt> {
-    // Whoever could mount or change the XFS meanwhile is kept out.
+fn write_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> platform::Result<Attempt> {
+    // Keeps out mounts and other exclusive openers.
     let _hold = platform.hold(node)?;
-    let Some(identity) = read_identity(platform, node)? else { return Ok(Attempt::NotUnderstood) };
+    let stages = match plan_identity(platform, node, uuid)? {
+        IdentityPlan::Write(stages) => stages,
+        IdentityPlan::NeedsReplay => return Ok(Attempt::NeedsReplay),
+        IdentityPlan::NotUnderstood => return Ok(Attempt::NotUnderstood),
+    };
+    stages.iter().try_for_each(|pieces| write_sectors(platform, node, pieces))?;
+    Ok(Attempt::Written)
+}
+
+/// Bytes and their offset on the device.
+type Piece = (u64, Vec<u8>);
+
+/// How an XFS gets its UUID.
+enum IdentityPlan {
+    /// These pieces have to be written. Those of a stage become durable before the next stage
+    /// begins. An XFS that has the UUID needs none.
+    Write(Vec<Vec<Piece>>),
+    /// The log has to be replayed first.
+    NeedsReplay,
+    /// This is no XFS whose identity is understood.
+    NotUnderstood,
+}
+
+/// Plans to write the UUID into the superblocks and the last record of the log.
+///
+/// After each stage the XFS can be mounted, be changed by `xfs_db`, and be given the UUID by another
+/// plan. The record first gets the nil UUID, which goes with any superblock; then the secondary
+/// superblocks are written, which a mount does not read; then the primary one; then the record
+/// again. A crash before the last stage leaves the nil UUID, for which the kernel logs "null uuid in
+/// log" once.
+fn plan_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> platform::Result<IdentityPlan> {
+    let Some(identity) = XfsIdentity::read(&platform.read(node, 0, SUPERBLOCK_BYTES_MAX)?) else {
+        return Ok(IdentityPlan::NotUnderstood);
+    };
     let record = match identity.log_end(|offset, length| platform.read(node, offset, length))? {
         LogEnd::Unmounted(record) => record,
-        LogEnd::Dirty => return Ok(Attempt::NeedsReplay),
-        LogEnd::Unknown => return Ok(Attempt::NotUnderstood),
+        LogEnd::Dirty => return Ok(IdentityPlan::NeedsReplay),
+        LogEnd::Unknown => return Ok(IdentityPlan::NotUnderstood),
     };
     let mut superblocks = Vec::new();
     for offset in identity.superblocks().rev() {
         let superblock = platform.read(node, offset, identity.superblock_bytes)?;
         match superblock_with(&superblock, uuid) {
+            Some(new) if new == superblock => {}
             Some(new) => superblocks.push((offset, new)),
-            None => return Ok(Attempt::NotUnderstood),
+            None => return Ok(IdentityPlan::NotUnderstood),
         }
     }
     let (Some(without), Some(with)) = (record.header_with(uuid::Uuid::nil()), record.header_with(uuid)) else {
-        return Ok(Attempt::NotUnderstood);
+        return Ok(IdentityPlan::NotUnderstood);
     };
-    let Some(superblock) = superblocks.pop() else { return Ok(Attempt::NotUnderstood) };
-    write_sectors(platform, node, &[(record.at, without)])?;
-    write_sectors(platform, node, &superblocks)?;
-    write_sectors(platform, node, &[superblock])?;
-    write_sectors(platform, node, &[(record.at, with)])?;
-    expect_identity(platform, node, uuid, Program::XfsDb)?;
-    Ok(Attempt::Written)
-}
-
-fn read_identity(platform: &dyn Platform, node: &Path) -> platform::Result<Option<XfsIdentity>> {
-    Ok(XfsIdentity::read(&platform.read(node, 0, SUPERBLOCK_BYTES_MAX)?))
+    let mut stages = Vec::new();
+    if !superblocks.is_empty() {
+        stages.push(vec![(record.at, without)]);
+        let primary = superblocks.pop_if(|(offset, _)| *offset == 0);
+        stages.push(superblocks);
+        stages.extend(primary.map(|primary| vec![primary]));
+    }
+    if !stages.is_empty() || !record.has_header(&with) {
+        stages.push(vec![(record.at, with)]);
+    }
+    Ok(IdentityPlan::Write(stages))
 }
 
 /// Writes these pieces, each within whole logical sectors of the device, and makes them durable.
-fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[(u64, Vec<u8>)]) -> platform::Result<()> {
+fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[Piece]) -> platform::Result<()> {
+    if pieces.is_empty() {
+        return Ok(());
+    }
     let sector = u64::from(platform.geometry(node)?.logical);
     let mut whole = Vec::new();
     for (offset, bytes) in pieces {
@@ -206,21 +238,20 @@ fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[(u64, Vec<u8>)]
 }
 
 /// The number of data blocks of the thin pool that [`identify`] may take for a device with shared
-/// blocks: it writes the header of each allocation group and one record of the log, or lets
-/// `xfs_db` write the whole log. Zero if the XFS already has the UUID. The blocks that a replay of
-/// the log will write cannot be predicted.
+/// blocks: one for each piece that it writes, or the whole log if `xfs_db` has to write it. Zero if
+/// the XFS already has the UUID. The blocks that a replay of the log will write cannot be predicted.
 ///
 /// # Errors
-/// When the device cannot be read.
+/// When the superblock cannot be read.
 pub(super) fn blocks_to_identify(platform: &dyn Platform, node: &Path, id: FsUuid) -> platform::Result<DataBlocks> {
-    if identity(platform, node)? == Some(uuid::Uuid::from_bytes(*id.as_bytes())) {
+    let uuid = uuid::Uuid::from_bytes(*id.as_bytes());
+    if identity(platform, node)? == Some(uuid) {
         return Ok(DataBlocks(0));
     }
-    if let Some(identity) = read_identity(platform, node)? {
-        let end = identity.log_end(|offset, length| platform.read(node, offset, length))?;
-        if matches!(end, LogEnd::Unmounted(_)) {
-            return Ok(DataBlocks(u64::from(identity.groups()).saturating_add(1)));
-        }
+    // If something cannot be read, the larger estimate holds.
+    if let Ok(IdentityPlan::Write(stages)) = plan_identity(platform, node, uuid) {
+        let places: BTreeSet<u64> = stages.iter().flatten().map(|(offset, _)| *offset).collect();
+        return Ok(DataBlocks(places.len() as u64));
     }
     let Some(parts) = xfs_parts(&platform.read(node, 0, SUPERBLOCK_BYTES)?) else { return Ok(DataBlocks(0)) };
     // The log need not begin at the start of a block.

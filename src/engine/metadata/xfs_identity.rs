@@ -1,11 +1,11 @@
-//! The identity of an XFS on its device: the UUID in the superblock of each allocation group, and
-//! in the header of the last record of the log. The layout is that of the XFS on-disk format,
+//! The identity of an XFS on its device: the UUID in the superblock of each allocation group (AG),
+//! and in the header of the last record of the log. The layout is that of the XFS on-disk format,
 //! version 5 ("XFS Algorithms & Data Structures", chapters "Superblocks" and "Journaling Log").
 //!
-//! The kernel, `xfs_db` and `xfs_repair` accept a log if the header of its last record carries the
-//! UUID of the superblock, or zeros. `xfs_db` meets that by writing the whole log anew when it
-//! changes the UUID. If the last record says that the XFS was unmounted, no earlier record is ever
-//! read again, so it is enough to rewrite the header of that one record.
+//! The kernel, `xfs_db` and `xfs_repair` accept a clean log if the header of its last record, the
+//! unmount record, carries the UUID of the superblock, or the nil UUID, as IRIX left it. Earlier
+//! records of a clean log are neither replayed nor compared. `xfs_db` writes the whole log anew when
+//! it changes the UUID; rewriting the header of the unmount record is enough.
 //!
 //! This module encodes and decodes; it reads and writes no device.
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::xfs::xfs_size;
 
-/// Unit of the log's block numbers, in bytes.
+/// Basic block (BB), the unit of the log's block numbers, in bytes.
 const LOG_BLOCK: usize = 512;
 const SUPERBLOCK_MAGIC: &[u8; 4] = b"XFSB";
 const RECORD_MAGIC: u32 = 0xfeed_babe;
@@ -23,6 +23,8 @@ pub const SUPERBLOCK_BYTES_MAX: usize = 4096;
 /// Offsets in the superblock.
 mod sb {
     pub(super) const BLOCK_SIZE: usize = 4;
+    pub(super) const BLOCKS: usize = 8;
+    pub(super) const REALTIME_BLOCKS: usize = 16;
     pub(super) const UUID: usize = 32;
     pub(super) const LOG_START: usize = 48;
     pub(super) const GROUP_BLOCKS: usize = 84;
@@ -49,21 +51,24 @@ mod record {
     pub(super) const OPERATIONS: usize = 40;
     pub(super) const UUID: usize = 304;
     pub(super) const SIZE: usize = 320;
-    /// What the checksum covers: the structure as 64-bit kernels have it.
+    /// What the checksum covers: `struct xlog_rec_header` as 64-bit kernels have it. A log of a
+    /// 32-bit kernel, which has 324 bytes, is not understood.
     pub(super) const BYTES: usize = 328;
-    /// The same of each further header.
-    pub(super) const FURTHER_BYTES: usize = 260;
+    /// The same of each extended header (`struct xlog_rec_ext_header`).
+    pub(super) const EXTENDED_BYTES: usize = 260;
 }
 
-/// The low bits of the version: the number of the format.
+/// The low bits of the version (`XFS_SB_VERSION_NUMBITS`): the number of the format.
 const FORMAT: u16 = 0xf;
 const FORMAT_5: u16 = 5;
 /// Incompatible feature: metadata carries another UUID than the superblock.
 const META_UUID: u32 = 1 << 2;
-/// Incompatible feature: `xfs_repair` has to be run before anything else.
-const NEEDS_REPAIR: u32 = 1 << 4;
+/// Incompatible features that do not change where the UUID is: directory entries with types, sparse
+/// inodes, [`META_UUID`], large timestamps and extent counters, exchanged ranges, parent pointers.
+/// The one missing between them says that `xfs_repair` has to run first.
+const KNOWN_FEATURES: u32 = 0b1110_1111;
 
-/// Bytes of a record that one header describes.
+/// Bytes of a record that one header describes (`XLOG_HEADER_CYCLE_SIZE`).
 const HEADER_COVERS: u32 = 32 << 10;
 /// Largest buffer that the kernel writes as one record, in bytes.
 const RECORD_BYTES_MAX: u32 = 256 << 10;
@@ -103,7 +108,7 @@ fn stored_checksum(bytes: &[u8], field: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(field..field + 4)?.try_into().ok()?))
 }
 
-/// A place in the log: which pass over the log, and the block.
+/// A place in the log: the cycle, which counts the passes over the log, and the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Lsn {
     cycle: u32,
@@ -133,42 +138,45 @@ pub struct XfsIdentity {
 
 impl XfsIdentity {
     /// Reads the superblock at the beginning of a device, of [`SUPERBLOCK_BYTES_MAX`] bytes. `None`
-    /// if it is none, or of an XFS whose identity cannot be written: its format is not version 5,
-    /// its log lies on another device, or it has to be repaired.
+    /// if it is none, or of an XFS whose identity cannot be written here: its format is not version
+    /// 5, it has features that are not known, a realtime section, or its log on another device, or
+    /// it has to be repaired.
     pub fn read(start: &[u8]) -> Option<XfsIdentity> {
         let superblock = valid(start)?;
         xfs_size(superblock)?;
         let block = u64::from(u32_at(superblock, sb::BLOCK_SIZE)?);
         let log_start = u64_at(superblock, sb::LOG_START)?;
         let group_blocks = u64::from(u32_at(superblock, sb::GROUP_BLOCKS)?);
+        let groups = u32_at(superblock, sb::GROUPS)?;
+        let blocks = u64_at(superblock, sb::BLOCKS)?;
         let group_log = u32::from(*superblock.get(sb::GROUP_LOG)?);
         let in_group = log_start & 1u64.checked_shl(group_log)?.checked_sub(1)?;
         let group = log_start.checked_shr(group_log)?;
-        let log_blocks = u64::from(u32_at(superblock, sb::LOG_BLOCKS)?).checked_mul(block)? / LOG_BLOCK as u64;
-        if log_start == 0 || log_blocks == 0 {
+        let log_blocks = u64::from(u32_at(superblock, sb::LOG_BLOCKS)?);
+        let is_consistent = log_start != 0
+            && log_blocks != 0
+            && group < u64::from(groups)
+            && in_group.checked_add(log_blocks)? <= group_blocks
+            && blocks.div_ceil(group_blocks.max(1)) == u64::from(groups);
+        if !is_consistent {
             return None;
         }
         Some(XfsIdentity {
             uuid: uuid_at(superblock, sb::UUID)?,
             superblock_bytes: superblock.len(),
             group_bytes: group_blocks.checked_mul(block)?,
-            groups: u32_at(superblock, sb::GROUPS)?,
+            groups,
             log: group.checked_mul(group_blocks)?.checked_add(in_group)?.checked_mul(block)?,
-            log_blocks: u32::try_from(log_blocks).ok()?,
+            log_blocks: u32::try_from(log_blocks.checked_mul(block)? / LOG_BLOCK as u64).ok()?,
             lsn: Lsn::from_bits(u64_at(superblock, sb::LSN)?),
         })
     }
 
-    /// Offsets of the superblocks on the device, in bytes. The first one is that of the XFS, the
-    /// others are its copies.
+    /// Offsets of the superblocks on the device, in bytes: the primary one, and then the secondary
+    /// ones.
     pub fn superblocks(&self) -> impl DoubleEndedIterator<Item = u64> + use<> {
         let group_bytes = self.group_bytes;
         (0..u64::from(self.groups)).map(move |group| group.saturating_mul(group_bytes))
-    }
-
-    /// Number of allocation groups.
-    pub fn groups(&self) -> u32 {
-        self.groups
     }
 
     /// How the log ends. `read` reads from the device: offset and length in bytes.
@@ -208,7 +216,7 @@ impl XfsIdentity {
             let following = self.read_blocks(next, 1, read)?;
             match RecordHeader::read(&following, next) {
                 Some(found) if found.cycle == cycle => (header, known) = (following, found),
-                // What follows the last record is of the pass before, or was never written.
+                // What follows the last record is of the cycle before, or was never written.
                 _ if [Some(cycle.wrapping_sub(1)), Some(0)].contains(&cycle_of(&following)) => {
                     return self.judge(known, header, read);
                 }
@@ -218,7 +226,7 @@ impl XfsIdentity {
         Ok(LogEnd::Unknown)
     }
 
-    /// The block behind a record, and whether it lies on the next pass over the log. `None` if no
+    /// The block behind a record, and whether it lies in the next cycle. `None` if no
     /// record can be that long.
     fn behind(&self, record: RecordHeader) -> Option<(u32, bool)> {
         let next = record.block.checked_add(record.headers())?.checked_add(record.payload_blocks())?;
@@ -263,8 +271,8 @@ impl XfsIdentity {
     }
 }
 
-/// The superblock in these bytes, which may be followed by others; `None` unless it is valid and of
-/// format 5.
+/// The superblock in these bytes, which may be followed by others; `None` unless it is valid, of
+/// format 5, and of an XFS with no other place for its UUID.
 fn valid(bytes: &[u8]) -> Option<&[u8]> {
     if !bytes.starts_with(SUPERBLOCK_MAGIC) || u16_at(bytes, sb::VERSION)? & FORMAT != FORMAT_5 {
         return None;
@@ -272,11 +280,12 @@ fn valid(bytes: &[u8]) -> Option<&[u8]> {
     let size = usize::from(u16_at(bytes, sb::SECTOR_SIZE)?);
     let superblock = bytes.get(..size).filter(|_| size >= sb::BYTES)?;
     let is_sound = checksum(superblock, sb::CRC)? == stored_checksum(superblock, sb::CRC)?
-        && u32_at(superblock, sb::INCOMPATIBLE)? & NEEDS_REPAIR == 0;
+        && u32_at(superblock, sb::INCOMPATIBLE)? & !KNOWN_FEATURES == 0
+        && u64_at(superblock, sb::REALTIME_BLOCKS)? == 0;
     is_sound.then_some(superblock)
 }
 
-/// A superblock with another UUID; `None` unless it is valid and of format 5. All other metadata
+/// A superblock with another UUID; `None` if [`XfsIdentity::read`] would not accept it. All other metadata
 /// keeps carrying the UUID of the format, which the superblock then names.
 pub fn superblock_with(superblock: &[u8], uuid: Uuid) -> Option<Vec<u8>> {
     let mut new = valid(superblock)?.to_vec();
@@ -347,9 +356,9 @@ impl RecordHeader {
     }
 }
 
-/// The pass over the log in which a block was written.
+/// The cycle in which a block was written.
 fn cycle_of(block: &[u8]) -> Option<u32> {
-    // The first word of each block is the pass, but for the header of a record.
+    // The first word of each block is the cycle, but for the header of a record.
     let first = u32_at(block, 0)?;
     if first == RECORD_MAGIC { u32_at(block, record::CYCLE) } else { Some(first) }
 }
@@ -360,23 +369,28 @@ pub struct UnmountRecord {
     /// Offset of its header on the device, in bytes.
     pub at: u64,
     header: Vec<u8>,
-    /// Further headers, and the payload.
+    /// Extended headers, and the payload.
     rest: Vec<u8>,
     known: RecordHeader,
 }
 
 impl UnmountRecord {
-    /// The header with another UUID; all zeros stand for any UUID. `None` never happens for a
-    /// record that was read.
+    /// The header with another UUID. The nil UUID goes with any superblock. `None` if the header is
+    /// too short, which it is not in a record that was read.
     pub fn header_with(&self, uuid: Uuid) -> Option<Vec<u8>> {
         let mut new = self.header.clone();
         put(&mut new, record::UUID, uuid.as_bytes())?;
-        // Programs write zeros instead of a checksum, which the kernel accepts.
+        // mkfs.xfs and xfs_db leave h_crc zero, and the kernel accepts that.
         if stored_checksum(&new, record::CRC)? != 0 {
             let crc = self.checksum(&new)?;
             put(&mut new, record::CRC, &crc.to_le_bytes())?;
         }
         Some(new)
+    }
+
+    /// Whether this is the header that the record has.
+    pub fn has_header(&self, header: &[u8]) -> bool {
+        self.header == header
     }
 
     fn is_valid(&self) -> bool {
@@ -400,10 +414,10 @@ impl UnmountRecord {
     /// The checksum of the record with this header.
     fn checksum(&self, header: &[u8]) -> Option<u32> {
         let mut crc = checksum(header.get(..record::BYTES)?, record::CRC)?;
-        // Only headers that the payload needs count, although there may be more.
-        let further = self.known.length.div_ceil(HEADER_COVERS).saturating_sub(1).min(self.known.headers() - 1);
-        for header in self.rest.chunks(LOG_BLOCK).take(further as usize) {
-            crc = crc32c::crc32c_append(crc, header.get(..record::FURTHER_BYTES)?);
+        // Only the extended headers that the payload needs count, although there may be more.
+        let extended = self.known.length.div_ceil(HEADER_COVERS).saturating_sub(1).min(self.known.headers() - 1);
+        for header in self.rest.chunks(LOG_BLOCK).take(extended as usize) {
+            crc = crc32c::crc32c_append(crc, header.get(..record::EXTENDED_BYTES)?);
         }
         Some(crc32c::crc32c_append(crc, self.payload()?))
     }

@@ -68,11 +68,11 @@ impl LogOnDevice {
             piece[..4].copy_from_slice(&(cycle + u32::from(wraps)).to_be_bytes());
         }
         payload[8..10].copy_from_slice(if unmounts { &[0xaa, 0x20] } else { &[0x69, 1] });
-        let further = (length.div_ceil(HEADER_COVERS) as usize).saturating_sub(1);
+        let extended = (length.div_ceil(HEADER_COVERS) as usize).saturating_sub(1);
         let mut crc = checksum(&bytes[..record::BYTES], record::CRC).unwrap();
-        for header in 1..=further {
+        for header in 1..=extended {
             bytes[header * LOG_BLOCK] = 1;
-            crc = crc32c::crc32c_append(crc, &bytes[header * LOG_BLOCK..][..record::FURTHER_BYTES]);
+            crc = crc32c::crc32c_append(crc, &bytes[header * LOG_BLOCK..][..record::EXTENDED_BYTES]);
         }
         crc = crc32c::crc32c_append(crc, &payload);
         bytes[32..36].copy_from_slice(&crc.to_le_bytes());
@@ -115,7 +115,7 @@ fn unmounted_at(end: LogEnd) -> u64 {
 fn the_places_of_an_identity_are_read() {
     for sector in [512, 4096] {
         let identity = XfsIdentity::read(&superblock(sector, lsn(3, 40))).unwrap();
-        assert_eq!((identity.uuid, identity.superblock_bytes, identity.groups()), (OLD, usize::from(sector), 4));
+        assert_eq!((identity.uuid, identity.superblock_bytes, identity.groups), (OLD, usize::from(sector), 4));
         assert_eq!(identity.superblocks().collect::<Vec<_>>(), [0, 4_096_000, 8_192_000, 12_288_000]);
         assert_eq!((identity.log, identity.log_blocks, identity.lsn), (LOG_AT, 128, Lsn { cycle: 3, block: 40 }));
     }
@@ -148,15 +148,28 @@ fn other_superblocks_are_left_alone() {
         changed(sb::VERSION, &0xb4a4_u16.to_be_bytes()),
         changed(sb::SECTOR_SIZE, &128_u16.to_be_bytes()),
         changed(sb::SECTOR_SIZE, &4096_u16.to_be_bytes()),
-        changed(sb::INCOMPATIBLE, &NEEDS_REPAIR.to_be_bytes()),
+        // To be repaired; with a metadata directory, and so perhaps with realtime superblocks.
+        changed(sb::INCOMPATIBLE, &(1_u32 << 4).to_be_bytes()),
+        changed(sb::INCOMPATIBLE, &(1_u32 << 8).to_be_bytes()),
+        changed(sb::REALTIME_BLOCKS, &8_u64.to_be_bytes()),
     ];
     for other in others {
         assert_eq!((XfsIdentity::read(&other), superblock_with(&other, NEW)), (None, None));
     }
     // A log on another device.
     assert_eq!(XfsIdentity::read(&changed(sb::LOG_START, &[0; 8])), None);
-    assert_eq!(XfsIdentity::read(&changed(sb::LOG_BLOCKS, &[0; 4])), None);
-    assert_eq!(XfsIdentity::read(&changed(sb::GROUP_LOG, &[64])), None);
+    // Sizes that contradict each other.
+    let contradictions: [(usize, &[u8]); 6] = [
+        (sb::LOG_BLOCKS, &[0; 4]),
+        (sb::LOG_BLOCKS, &993_u32.to_be_bytes()),
+        (sb::GROUP_LOG, &[64]),
+        (sb::GROUPS, &5_u32.to_be_bytes()),
+        (sb::GROUP_BLOCKS, &[0; 4]),
+        (sb::LOG_START, &(4_u64 << 10 | 8).to_be_bytes()),
+    ];
+    for (at, value) in contradictions {
+        assert_eq!(XfsIdentity::read(&changed(at, value)), None, "{at} {value:?}");
+    }
 }
 
 #[test]
@@ -197,7 +210,7 @@ fn a_log_made_by_a_program_is_understood() {
 }
 
 #[test]
-fn a_long_record_has_further_headers() {
+fn a_long_record_has_extended_headers() {
     let mut log = LogOnDevice::new();
     let size = 256 << 10;
     log.record(2, 0, (40 << 10, size), true);

@@ -50,7 +50,7 @@ pub struct XfsParameters {
 /// filesystem and takes the optimal I/O size of a thin device for that of a disk array, which gets
 /// up to 32 groups. But the size of a filesystem says little about how much it will hold: it is
 /// often larger than the pool. So the log is a 2048th of the pool, and only large pools get more
-/// than eight groups.
+/// than eight groups. Neither the log nor the size of a group changes when pool or filesystem grow.
 pub fn xfs_parameters(filesystem: Sectors, usable: Sectors) -> XfsParameters {
     const PART: u64 = 2048;
     // The smallest log that mkfs.xfs makes by default, and the largest one.
@@ -60,15 +60,15 @@ pub fn xfs_parameters(filesystem: Sectors, usable: Sectors) -> XfsParameters {
     // group would otherwise be too large.
     const GROUPS: std::ops::Range<u64> = 8..32;
     const FEW_GROUPS: Sectors = Sectors(8 << 21);
-    const GROUP_MAX: Sectors = Sectors(1 << 31);
+    // Half of what a group may have: mkfs.xfs rounds the size of a group.
+    const GROUP_MAX: Sectors = Sectors(1 << 30);
     const LARGE_POOL: Sectors = Sectors(1 << 31);
     let log = Sectors(usable.0 / PART / DATA_BLOCK.0 * DATA_BLOCK.0).max(LOG_MIN);
     let default = Sectors(filesystem.0 / PART).clamp(LOG_MIN, LOG_MAX);
-    // A group is smaller than 1 TiB.
     let groups = (filesystem.0 / GROUP_MAX.0 + 1).max(GROUPS.start);
     XfsParameters {
         log: (log < default).then(|| log.bytes()),
-        groups: (filesystem >= FEW_GROUPS && usable < LARGE_POOL && GROUPS.contains(&groups)).then_some(groups),
+        groups: (filesystem > FEW_GROUPS && usable < LARGE_POOL && GROUPS.contains(&groups)).then_some(groups),
     }
 }
 

@@ -175,7 +175,7 @@ fn log_and_groups_follow_the_pool() {
     let samples = [
         // A filesystem that is small itself gets what mkfs.xfs chooses.
         (512, 4 << 10, None, None),
-        ((8 << 10) - 1, 4 << 10, None, None),
+        (8 << 10, 4 << 10, None, None),
         (128 << 10, 4 << 10, None, Some(8)),
         // A large one in a small pool gets the smallest usual log.
         (1 << 20, 4 << 10, Some(64), Some(8)),
@@ -186,10 +186,10 @@ fn log_and_groups_follow_the_pool() {
         (1 << 20, 1 << 20, None, None),
         (1 << 30, 4 << 20, None, None),
         (1 << 30, 2 << 20, Some(1024), None),
-        // A group is smaller than 1 TiB.
-        (8 << 20, 1 << 10, Some(64), Some(9)),
-        ((8 << 20) - 1, 1 << 10, Some(64), Some(8)),
-        (32 << 20, 1 << 10, Some(64), None),
+        // A group has at most half a TiB.
+        (4 << 20, 1 << 10, Some(64), Some(9)),
+        ((4 << 20) - 1, 1 << 10, Some(64), Some(8)),
+        (16 << 20, 1 << 10, Some(64), None),
     ];
     for (filesystem, pool, log, groups) in samples {
         let expected = XfsParameters { log: log.map(|log| mib(log).bytes()), groups };

@@ -92,7 +92,10 @@ impl MachineState {
     fn end_log(&mut self, device: DeviceNumber, superblock: &Superblock, dirty: bool) -> Result<(), Incomplete> {
         let end = superblock.next_record();
         let record = xfs_log::record(end, &superblock.uuid, !dirty, xfs_log::Writer::Kernel);
+        // Durable before the superblock names it: the kernel searches the log, and would find the
+        // record before.
         self.write_at(device, superblock.record(end), &record, Patience::Wait)?;
+        self.flush(device, Patience::Wait)?;
         self.write_at(device, 0, &superblock.with_end(end, dirty).encode(), Patience::Wait)?;
         self.flush(device, Patience::Wait)
     }

@@ -23,6 +23,7 @@ use super::{
     machine::MachineState,
     thin,
     xfs::{self, Superblock},
+    xfs_log,
 };
 use crate::platform::{DeviceNumber, Error, Program, ProgramEnd, Result};
 
@@ -129,9 +130,16 @@ impl Sim {
         })
     }
 
-    /// Writes the copies of the superblock, the log with its only record, and the end of the device:
-    /// one step, which is idempotent if it has to wait in the middle.
-    fn program_write_layout(&self, program: Program, number: DeviceNumber, superblock: &Superblock) -> Result<()> {
+    /// Writes the secondary superblocks, the log with its only record, and the end of the device: one
+    /// step, which is idempotent if it has to wait in the middle. Of the log, the first `records`
+    /// bytes are cleared, where there were records.
+    fn program_write_layout(
+        &self,
+        program: Program,
+        number: DeviceNumber,
+        superblock: &Superblock,
+        records: usize,
+    ) -> Result<()> {
         const STRETCH: u64 = 1 << 20;
         let sector = superblock.encode();
         let record = superblock.first_record();
@@ -146,6 +154,7 @@ impl Sim {
                 for at in log.chain((program == Program::MkfsXfs).then_some(last)) {
                     machine.write_at(number, at, &[0; 512], Patience::Wait)?;
                 }
+                machine.write_at(number, superblock.log(), &vec![0; records], Patience::Wait)?;
                 machine.write_at(number, superblock.log(), &record, Patience::Wait)
             })
         })
@@ -209,7 +218,7 @@ impl Sim {
         let key = self.machine()?.new_key();
         let superblock = Superblock::new(uuid, size, key, log, groups);
         let sector = superblock.encode();
-        self.program_write_layout(PROGRAM, number, &superblock)?;
+        self.program_write_layout(PROGRAM, number, &superblock, 0)?;
         // The first sector is written last, because it makes the device a file system.
         self.machine()?.xfs.new_files(key);
         self.program_write(PROGRAM, number, 0, &sector)?;
@@ -252,8 +261,9 @@ impl Sim {
                     if !accepts {
                         return Err(fail("ERROR: cannot find log head/tail, run xfs_repair".to_owned()));
                     }
+                    let records = superblock.record(superblock.end) - superblock.log();
                     superblock = superblock.with_uuid(*uuid.as_bytes());
-                    self.program_write_layout(PROGRAM, number, &superblock)?;
+                    self.program_write_layout(PROGRAM, number, &superblock, records as usize + xfs_log::RECORD)?;
                     self.program_write(PROGRAM, number, 0, &superblock.encode())?;
                     self.program_flush(PROGRAM, number)?;
                     self.written(number)?;

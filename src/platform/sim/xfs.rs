@@ -60,8 +60,8 @@ const GROUPS_MAX: u64 = 1024;
 /// thin devices have: from 8 to 32, and one per TiB on larger ones.
 fn default_groups(size: u64) -> u64 {
     match size {
-        ..=0x1_ffff_ffff => 8,
-        0x2_0000_0000..=0x7f_ffff_ffff => 16,
+        ..=0x2_0000_0000 => 8,
+        0x2_0000_0001..=0x80_0000_0000 => 16,
         _ => size.div_ceil(1 << 40).clamp(32, GROUPS_MAX),
     }
 }
@@ -106,11 +106,14 @@ impl Superblock {
     /// `groups`: the number of its allocation groups; `None` for the default.
     pub(super) fn new(uuid: [u8; 16], size: u64, key: FilesKey, log: Option<u64>, groups: Option<u64>) -> Superblock {
         let groups = groups.unwrap_or_else(|| default_groups(size));
-        let group_blocks = u32::try_from(size / groups / BLOCK).unwrap_or(u32::MAX);
+        let blocks = size / BLOCK;
+        let group_blocks = u32::try_from(blocks.div_ceil(groups)).unwrap_or(u32::MAX);
+        // The last group may be smaller, and there may be fewer groups than asked for.
+        let groups = blocks.div_ceil(u64::from(group_blocks.max(1))).min(GROUPS_MAX);
         Superblock {
             uuid,
             meta_uuid: uuid,
-            blocks: size / BLOCK,
+            blocks,
             group_blocks,
             groups: groups as u32,
             // Behind the headers of the middle group.
@@ -131,7 +134,7 @@ impl Superblock {
 
     /// The same with another UUID and a new log, as `xfs_db` writes it.
     pub(super) fn with_uuid(self, uuid: [u8; 16]) -> Superblock {
-        Superblock { uuid, end: self.end.new_pass(), ..self }
+        Superblock { uuid, end: self.end.new_cycle(), ..self }
     }
 
     /// The same after an unmount, or after a mount.
@@ -141,8 +144,8 @@ impl Superblock {
         Superblock { lsn, end, dirty, ..self }
     }
 
-    /// Offsets of the copies of the superblock, in bytes: at the beginning of each allocation group
-    /// but the first.
+    /// Offsets of the secondary superblocks, in bytes: at the beginning of each allocation group but
+    /// the first.
     pub(super) fn copies(&self) -> impl Iterator<Item = u64> + use<> {
         let (group, size) = (u64::from(self.group_blocks) * BLOCK, self.blocks.saturating_mul(BLOCK));
         (1..u64::from(self.groups)).map(move |index| index * group).filter(move |at| at + 512 <= size)

@@ -2,12 +2,14 @@
 //!
 //! Rules:
 //! - A record is a header of one block (512 bytes) and a payload of one block. Records follow each
-//!   other through the log, which continues at its beginning on the next pass. The kernel also
-//!   marks the block behind the last record as one of the pass before.
+//!   other through the log, which continues at its beginning in the next cycle. The kernel also
+//!   marks the block behind the last record as one of the cycle before.
 //! - A mount writes a record; the last unmount writes one that says so. `mkfs.xfs` and `xfs_db`
-//!   write that record at the beginning of the log, without a checksum. `xfs_db` starts a new pass.
+//!   write that record at the beginning of the log, without a checksum. `xfs_db` clears the
+//!   log and starts a new cycle.
 //! - The kernel mounts an XFS, and `xfs_db` changes it, only if the last record is intact and
-//!   carries the UUID of the superblock, or zeros.
+//!   carries the UUID of the superblock, or zeros. This is stricter than the kernel, which does not
+//!   verify the checksum after an unmount, and drops a torn record of a log that needs a replay.
 //!
 //! What records hold is not simulated: a replay changes nothing.
 
@@ -30,7 +32,7 @@ pub(super) enum Writer {
 /// The place of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lsn {
-    /// The pass over the log, from 1.
+    /// The number of the pass over the log, from 1.
     pub(super) cycle: u32,
     /// The block in the log.
     pub(super) block: u32,
@@ -40,16 +42,16 @@ impl Lsn {
     pub(super) const FIRST: Lsn = Lsn { cycle: 1, block: 0 };
 
     /// The place behind the record, in a log of this many blocks. A record that does not fit before
-    /// the end begins the next pass; the kernel would split it.
+    /// the end begins the next cycle; the kernel would split it.
     pub(super) fn next(self, blocks: u32) -> Lsn {
         let block = self.block + 2;
         match block + 2 < blocks {
             true => Lsn { block, ..self },
-            false => self.new_pass(),
+            false => self.new_cycle(),
         }
     }
 
-    pub(super) fn new_pass(self) -> Lsn {
+    pub(super) fn new_cycle(self) -> Lsn {
         Lsn { cycle: self.cycle + 1, block: 0 }
     }
 
@@ -79,7 +81,7 @@ pub(super) fn record(at: Lsn, uuid: &[u8; 16], unmounts: bool, writer: Writer) -
     put(16, &at.bits().to_be_bytes());
     put(24, &at.bits().to_be_bytes());
     put(304, uuid);
-    // The first word of each block of the payload is the pass.
+    // The first word of each block of the payload is the cycle.
     put(BLOCK, &at.cycle.to_be_bytes());
     put(BLOCK + 8, if unmounts { &[0xaa, 0x20] } else { &[0x69, 0x01] });
     put(2 * BLOCK, &(at.cycle - 1).to_be_bytes());

@@ -376,6 +376,9 @@ pub fn own_log(place: &dyn Place) {
     place.unmount(at);
     has_none("after an unmount");
     thin.set_uuid(OTHER).unwrap();
+    // The new log does not show any of the old records.
+    thin.set_uuid(UUID).unwrap();
+    assert!(!matches!(thin.log_end(), LogEnd::Dirty));
     place.mount(&thin.node, at);
     place.unmount(at);
     unmounted("after a mount behind xfs_db");
