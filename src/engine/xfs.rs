@@ -117,9 +117,9 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     };
     if !is_dirty {
         match write_identity(platform, &node, uuid) {
-            Ok(Attempt::Written) => return Ok(()),
-            Ok(Attempt::NotUnderstood) if by_program().is_ok() => return Ok(()),
-            Ok(Attempt::NeedsReplay | Attempt::NotUnderstood) => {}
+            Ok(IdentityAttempt::Written) => return Ok(()),
+            Ok(IdentityAttempt::NotUnderstood) if by_program().is_ok() => return Ok(()),
+            Ok(IdentityAttempt::NeedsReplay | IdentityAttempt::NotUnderstood) => {}
             // A daemon that was killed may have left it mounted for the replay.
             Err(error) if error.is_busy() => {}
             Err(error) => return Err(error.into()),
@@ -133,14 +133,14 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     let unmounted = mended(unmount, || drop(unmount()));
     mounted.and(unmounted)?;
     match write_identity(platform, &node, uuid)? {
-        Attempt::Written => Ok(()),
-        Attempt::NeedsReplay | Attempt::NotUnderstood => by_program(),
+        IdentityAttempt::Written => Ok(()),
+        IdentityAttempt::NeedsReplay | IdentityAttempt::NotUnderstood => by_program(),
     }
 }
 
 /// What became of an attempt to write the UUID of an XFS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attempt {
+enum IdentityAttempt {
     /// The XFS has the UUID, on disk.
     Written,
     /// Nothing was written, because the log has to be replayed first.
@@ -149,26 +149,26 @@ enum Attempt {
     NotUnderstood,
 }
 
-fn write_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> platform::Result<Attempt> {
+fn write_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> platform::Result<IdentityAttempt> {
     // Keeps out mounts and other exclusive openers.
     let _hold = platform.hold(node)?;
     let stages = match plan_identity(platform, node, uuid)? {
         IdentityPlan::Write(stages) => stages,
-        IdentityPlan::NeedsReplay => return Ok(Attempt::NeedsReplay),
-        IdentityPlan::NotUnderstood => return Ok(Attempt::NotUnderstood),
+        IdentityPlan::NeedsReplay => return Ok(IdentityAttempt::NeedsReplay),
+        IdentityPlan::NotUnderstood => return Ok(IdentityAttempt::NotUnderstood),
     };
     stages.iter().try_for_each(|pieces| write_sectors(platform, node, pieces))?;
-    Ok(Attempt::Written)
+    Ok(IdentityAttempt::Written)
 }
 
 /// Bytes and their offset on the device.
-type Piece = (u64, Vec<u8>);
+type DeviceBytes = (u64, Vec<u8>);
 
 /// How an XFS gets its UUID.
 enum IdentityPlan {
     /// These pieces have to be written. Those of a stage become durable before the next stage
     /// begins. An XFS that has the UUID needs none.
-    Write(Vec<Vec<Piece>>),
+    Write(Vec<Vec<DeviceBytes>>),
     /// The log has to be replayed first.
     NeedsReplay,
     /// This is no XFS whose identity is understood.
@@ -217,7 +217,7 @@ fn plan_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> plat
 }
 
 /// Writes these pieces, each within whole logical sectors of the device, and makes them durable.
-fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[Piece]) -> platform::Result<()> {
+fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[DeviceBytes]) -> platform::Result<()> {
     if pieces.is_empty() {
         return Ok(());
     }

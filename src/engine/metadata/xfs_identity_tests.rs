@@ -228,7 +228,7 @@ fn a_torn_record_is_not_understood() {
 }
 
 #[test]
-fn an_end_that_is_not_one_is_not_understood() {
+fn a_false_end_is_not_understood() {
     let mut log = LogOnDevice::new();
     let behind = log.record(3, 0, SHORT, true);
     // What follows belongs to the same pass: there was another record.

@@ -91,7 +91,7 @@ impl MachineState {
     /// Writes another record to the log: that of a mount, or the last one of an unmount.
     fn end_log(&mut self, device: DeviceNumber, superblock: &Superblock, dirty: bool) -> Result<(), Incomplete> {
         let end = superblock.next_record();
-        let record = xfs_log::record(end, &superblock.uuid, !dirty, xfs_log::Writer::Kernel);
+        let record = xfs_log::record(end, &superblock.uuid, !dirty, xfs_log::RecordWriter::Kernel);
         // Durable before the superblock names it: the kernel searches the log, and would find the
         // record before.
         self.write_at(device, superblock.record(end), &record, Patience::Wait)?;

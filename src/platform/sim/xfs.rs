@@ -34,7 +34,7 @@ use std::{
 
 use rand::{Rng, rngs::StdRng};
 
-use super::xfs_log::{self, Lsn};
+use super::xfs_log::{self, RecordPlace};
 use crate::{
     base::units::Bytes,
     platform::{self, DeviceNumber},
@@ -91,9 +91,9 @@ pub(super) struct Superblock {
     /// Size of the log in file system blocks.
     log_blocks: u32,
     /// The record that wrote the superblock last.
-    lsn: Lsn,
+    lsn: RecordPlace,
     /// The last record of the log. The kernel searches the log for it.
-    pub(super) end: Lsn,
+    pub(super) end: RecordPlace,
     pub(super) key: FilesKey,
     pub(super) dirty: bool,
 }
@@ -119,8 +119,8 @@ impl Superblock {
             // Behind the headers of the middle group.
             log_start: groups / 2 * u64::from(group_blocks) + 8,
             log_blocks: (log.unwrap_or_else(|| log_bytes(size)) / BLOCK) as u32,
-            lsn: Lsn { cycle: 0, block: 0 },
-            end: Lsn::FIRST,
+            lsn: RecordPlace { cycle: 0, block: 0 },
+            end: RecordPlace::FIRST,
             key,
             dirty: false,
         }
@@ -138,7 +138,7 @@ impl Superblock {
     }
 
     /// The same after an unmount, or after a mount.
-    pub(super) fn with_end(self, end: Lsn, dirty: bool) -> Superblock {
+    pub(super) fn with_end(self, end: RecordPlace, dirty: bool) -> Superblock {
         // An unmount writes the superblock, and then the record that says so.
         let lsn = if dirty { self.lsn } else { self.end };
         Superblock { lsn, end, dirty, ..self }
@@ -163,16 +163,16 @@ impl Superblock {
 
     /// The only record of a new log, as a program writes it.
     pub(super) fn first_record(&self) -> [u8; xfs_log::RECORD] {
-        xfs_log::record(self.end, &self.uuid, true, xfs_log::Writer::Program)
+        xfs_log::record(self.end, &self.uuid, true, xfs_log::RecordWriter::Program)
     }
 
     /// Where the next record goes.
-    pub(super) fn next_record(&self) -> Lsn {
+    pub(super) fn next_record(&self) -> RecordPlace {
         self.end.next(self.log_blocks.saturating_mul((BLOCK / 512) as u32))
     }
 
     /// Offset of a record on the device, in bytes.
-    pub(super) fn record(&self, at: Lsn) -> u64 {
+    pub(super) fn record(&self, at: RecordPlace) -> u64 {
         self.log() + u64::from(at.block) * 512
     }
 
@@ -226,8 +226,8 @@ impl Superblock {
             groups: word(88)?,
             log_start: long(428)?,
             log_blocks: word(96)?,
-            lsn: Lsn::from_bits(long(240)?),
-            end: Lsn::from_bits(long(420)?),
+            lsn: RecordPlace::from_bits(long(240)?),
+            end: RecordPlace::from_bits(long(420)?),
             key: field(400)?,
             dirty: sector[416] != 0,
         })

@@ -22,7 +22,7 @@ const HEADER: usize = 328;
 
 /// Who writes a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Writer {
+pub(super) enum RecordWriter {
     /// The kernel, with a checksum.
     Kernel,
     /// `mkfs.xfs` or `xfs_db`, without one.
@@ -31,36 +31,36 @@ pub(super) enum Writer {
 
 /// The place of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lsn {
+pub(super) struct RecordPlace {
     /// The number of the pass over the log, from 1.
     pub(super) cycle: u32,
     /// The block in the log.
     pub(super) block: u32,
 }
 
-impl Lsn {
-    pub(super) const FIRST: Lsn = Lsn { cycle: 1, block: 0 };
+impl RecordPlace {
+    pub(super) const FIRST: RecordPlace = RecordPlace { cycle: 1, block: 0 };
 
     /// The place behind the record, in a log of this many blocks. A record that does not fit before
     /// the end begins the next cycle; the kernel would split it.
-    pub(super) fn next(self, blocks: u32) -> Lsn {
+    pub(super) fn next(self, blocks: u32) -> RecordPlace {
         let block = self.block + 2;
         match block + 2 < blocks {
-            true => Lsn { block, ..self },
+            true => RecordPlace { block, ..self },
             false => self.new_cycle(),
         }
     }
 
-    pub(super) fn new_cycle(self) -> Lsn {
-        Lsn { cycle: self.cycle + 1, block: 0 }
+    pub(super) fn new_cycle(self) -> RecordPlace {
+        RecordPlace { cycle: self.cycle + 1, block: 0 }
     }
 
     pub(super) fn bits(self) -> u64 {
         u64::from(self.cycle) << 32 | u64::from(self.block)
     }
 
-    pub(super) fn from_bits(bits: u64) -> Lsn {
-        Lsn { cycle: (bits >> 32) as u32, block: bits as u32 }
+    pub(super) fn from_bits(bits: u64) -> RecordPlace {
+        RecordPlace { cycle: (bits >> 32) as u32, block: bits as u32 }
     }
 }
 
@@ -70,7 +70,7 @@ fn checksum(header: &[u8], payload: &[u8]) -> u32 {
 }
 
 /// A record and the mark behind it.
-pub(super) fn record(at: Lsn, uuid: &[u8; 16], unmounts: bool, writer: Writer) -> [u8; RECORD] {
+pub(super) fn record(at: RecordPlace, uuid: &[u8; 16], unmounts: bool, writer: RecordWriter) -> [u8; RECORD] {
     let mut bytes = [0; RECORD];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     let operations: u32 = if unmounts { 1 } else { 5 };
@@ -85,7 +85,7 @@ pub(super) fn record(at: Lsn, uuid: &[u8; 16], unmounts: bool, writer: Writer) -
     put(BLOCK, &at.cycle.to_be_bytes());
     put(BLOCK + 8, if unmounts { &[0xaa, 0x20] } else { &[0x69, 0x01] });
     put(2 * BLOCK, &(at.cycle - 1).to_be_bytes());
-    if writer == Writer::Kernel {
+    if writer == RecordWriter::Kernel {
         let crc = checksum(&bytes[..BLOCK], &bytes[BLOCK..2 * BLOCK]);
         bytes[32..36].copy_from_slice(&crc.to_le_bytes());
     }
@@ -93,7 +93,7 @@ pub(super) fn record(at: Lsn, uuid: &[u8; 16], unmounts: bool, writer: Writer) -
 }
 
 /// Whether the kernel accepts this as the last record of the log of an XFS with this UUID.
-pub(super) fn is_accepted(record: &[u8; RECORD], at: Lsn, uuid: &[u8; 16]) -> bool {
+pub(super) fn is_accepted(record: &[u8; RECORD], at: RecordPlace, uuid: &[u8; 16]) -> bool {
     let crc = u32::from_le_bytes([record[32], record[33], record[34], record[35]]);
     record[..4] == MAGIC.to_be_bytes()
         && record[16..24] == at.bits().to_be_bytes()
