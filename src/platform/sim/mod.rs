@@ -301,7 +301,7 @@ impl Sim {
                 .io(CallKind::Write, &text(path), |machine| machine.write_at(number, *offset, bytes, Patience::Wait)),
             WriteStep::Sectors(offset, bytes) => self.io(CallKind::Write, &text(path), |machine| {
                 let sector = u64::from(machine.logical_sector(number));
-                match offset % sector == 0 && bytes.len() as u64 % sector == 0 {
+                match offset.is_multiple_of(sector) && (bytes.len() as u64).is_multiple_of(sector) {
                     true => machine.write_at(number, *offset, bytes, Patience::Wait),
                     false => Err(Incomplete::Errno(libc::EINVAL)),
                 }

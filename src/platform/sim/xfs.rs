@@ -181,7 +181,7 @@ impl Superblock {
         let mut put = |at: usize, value: &[u8]| sector[at..at + value.len()].copy_from_slice(value);
         let group_log = self.group_blocks.next_power_of_two().ilog2();
         let group_blocks = u64::from(self.group_blocks.max(1));
-        let log_start = self.log_start / group_blocks << group_log | self.log_start % group_blocks;
+        let log_start = ((self.log_start / group_blocks) << group_log) | (self.log_start % group_blocks);
         put(0, b"XFSB");
         put(4, &(BLOCK as u32).to_be_bytes());
         put(8, &self.blocks.to_be_bytes());
