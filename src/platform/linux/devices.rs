@@ -16,6 +16,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom},
     num::NonZeroUsize,
@@ -25,8 +26,10 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
+use crossbeam_channel::{Receiver, Sender};
 use libblkid_rs::{BlkidProbe, BlkidSublks, BlkidSublksFlags};
 use nix::libc;
 use parking_lot::Mutex;
@@ -100,6 +103,8 @@ struct HeldDevice {
     /// The same device, for writing. Opened at the first write only: udev probes every device again
     /// that was open for writing, and a refused device must be left alone.
     writable: OnceLock<File>,
+    /// Dropped after the files, which tells [`Release`] that they are closed.
+    _closed: Sender<Infallible>,
 }
 
 impl HeldDevice {
@@ -130,7 +135,12 @@ pub(super) struct DeviceAccess {
 struct Release {
     path: PathBuf,
     devices: DeviceAccess,
+    /// Disconnected when the device is closed.
+    closed: Receiver<Infallible>,
 }
+
+/// How long a release waits for threads that are using the device.
+const USED_FOR: Duration = Duration::from_secs(10);
 
 impl std::fmt::Debug for Release {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -141,11 +151,15 @@ impl std::fmt::Debug for Release {
 impl DeviceHold for Release {}
 
 impl Drop for Release {
-    /// Closing the device makes udev probe it again, as after [`DeviceAccess::write`].
+    /// Closing the device makes udev probe it again, as after [`DeviceAccess::write`]. When this
+    /// returns, the device can be opened exclusively: other threads may be reading it through the
+    /// hold, such as one that handles an event of the device. A device that does not respond is left
+    /// to them.
     fn drop(&mut self) {
         // Close it outside the lock, because closing writes out the page cache of the device.
         let held = self.devices.held.lock().remove(&self.path);
         drop(held);
+        let _ = self.closed.recv_timeout(USED_FOR);
     }
 }
 
@@ -156,9 +170,10 @@ impl DeviceAccess {
     pub(super) fn hold(&self, path: &Path) -> Result<Box<dyn DeviceHold>> {
         let exclusive = open(path, OpenOptions::new().read(true).custom_flags(libc::O_EXCL))?;
         let direct = HeldDevice::reopen(&exclusive, path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
-        let held = HeldDevice { exclusive, direct, writable: OnceLock::new() };
+        let (closes, closed) = crossbeam_channel::bounded(0);
+        let held = HeldDevice { exclusive, direct, writable: OnceLock::new(), _closed: closes };
         self.held.lock().insert(path.to_owned(), Arc::new(held));
-        Ok(Box::new(Release { path: path.to_owned(), devices: self.clone() }))
+        Ok(Box::new(Release { path: path.to_owned(), devices: self.clone(), closed }))
     }
 
     fn held(&self, path: &Path) -> Option<Arc<HeldDevice>> {

@@ -179,8 +179,8 @@ impl Superblock {
     pub(super) fn encode(&self) -> [u8; 512] {
         let mut sector = [0; 512];
         let mut put = |at: usize, value: &[u8]| sector[at..at + value.len()].copy_from_slice(value);
-        let group_log = self.group_blocks.next_power_of_two().ilog2();
         let group_blocks = u64::from(self.group_blocks.max(1));
+        let group_log = group_blocks.next_power_of_two().ilog2();
         let log_start = ((self.log_start / group_blocks) << group_log) | (self.log_start % group_blocks);
         put(0, b"XFSB");
         put(4, &(BLOCK as u32).to_be_bytes());

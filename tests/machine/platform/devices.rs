@@ -31,6 +31,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("read errors are reported", read_error),
     ("a device in use is recognized", in_use),
     ("a held device is used through its descriptor", held),
+    ("a released device is free while threads read it", released),
     ("a read-only device is recognized", read_only),
     ("devices that come and go raise events", come_and_go),
     ("events continue after an overflow", overflow),
@@ -223,6 +224,25 @@ fn held(machine: &Machine) {
     drop(linux.hold(&one).unwrap());
     linux.write(&one, &[WriteStep::At(0, &[0; 512]), WriteStep::Flush]).unwrap();
     fs::remove_file(&link).unwrap();
+}
+
+/// A release used to return while another thread still read the device through the hold. A table that
+/// was loaded at once then found it in use.
+fn released(machine: &Machine) {
+    let path = machine.disk(0).path;
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    machine.linux.read(&path, 0, 1 << 20).unwrap();
+                }
+            });
+        }
+        let busy = (0..300).filter(|_| machine.linux.hold(&path).map(drop).is_err()).count();
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(busy, 0, "of 300 holds");
+    });
 }
 
 fn read_only(machine: &Machine) {

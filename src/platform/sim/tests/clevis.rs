@@ -79,7 +79,7 @@ fn trust_is_given_or_proved() {
     let other = encrypt(json!({"url": URL, "adv": sim.tang_advertisement("http://other")})).unwrap();
     assert_eq!(refusal(sim.clevis_decrypt(&other)).0, "decrypt");
     assert!(refusal(encrypt(json!({"thp": "x"}))).2.contains("url"));
-    assert!(refusal(encrypt(json!("text"))).2.contains("no object"));
+    assert!(refusal(encrypt(json!("text"))).2.contains("is not an object"));
 }
 
 #[test]
