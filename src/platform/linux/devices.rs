@@ -25,11 +25,13 @@ use std::{
         unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        mpsc::{self, Receiver, Sender},
+    },
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, Sender};
 use libblkid_rs::{BlkidProbe, BlkidSublks, BlkidSublksFlags};
 use nix::libc;
 use parking_lot::Mutex;
@@ -136,7 +138,7 @@ struct Release {
     path: PathBuf,
     devices: DeviceAccess,
     /// Disconnected when the device is closed.
-    closed: Receiver<Infallible>,
+    closed: Mutex<Receiver<Infallible>>,
 }
 
 /// How long a release waits for threads that are using the device.
@@ -159,7 +161,7 @@ impl Drop for Release {
         // Close it outside the lock, because closing writes out the page cache of the device.
         let held = self.devices.held.lock().remove(&self.path);
         drop(held);
-        let _ = self.closed.recv_timeout(USED_FOR);
+        let _ = self.closed.get_mut().recv_timeout(USED_FOR);
     }
 }
 
@@ -170,10 +172,10 @@ impl DeviceAccess {
     pub(super) fn hold(&self, path: &Path) -> Result<Box<dyn DeviceHold>> {
         let exclusive = open(path, OpenOptions::new().read(true).custom_flags(libc::O_EXCL))?;
         let direct = HeldDevice::reopen(&exclusive, path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
-        let (closes, closed) = crossbeam_channel::bounded(0);
+        let (closes, closed) = mpsc::channel();
         let held = HeldDevice { exclusive, direct, writable: OnceLock::new(), _closed: closes };
         self.held.lock().insert(path.to_owned(), Arc::new(held));
-        Ok(Box::new(Release { path: path.to_owned(), devices: self.clone(), closed }))
+        Ok(Box::new(Release { path: path.to_owned(), devices: self.clone(), closed: Mutex::new(closed) }))
     }
 
     fn held(&self, path: &Path) -> Option<Arc<HeldDevice>> {
