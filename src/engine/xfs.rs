@@ -15,17 +15,12 @@ use crate::{
     },
     engine::{
         error::{Error, Result},
-        metadata::{LogEnd, SUPERBLOCK_BYTES_MAX, XfsIdentity, superblock_with, xfs_parts},
+        metadata::{LogEnd, SUPERBLOCK_BYTES, SUPERBLOCK_BYTES_MAX, XfsIdentity, superblock_with, xfs_parts, xfs_uuid},
         plan::sizes::{self, XfsParameters},
         undo::mended,
     },
     platform::{self, Mount, Platform, Program, WriteStep},
 };
-
-/// Magic and UUID in the superblock, at the beginning of the device.
-const MAGIC: &[u8] = b"XFSB";
-const UUID_AT: usize = 32;
-const SUPERBLOCK_BYTES: usize = 512;
 
 /// The kernel does not use a remainder of a device that is smaller than the smallest allocation
 /// group.
@@ -36,10 +31,7 @@ const GROWTH_MIN: Sectors = sizes::DATA_BLOCK;
 /// # Errors
 /// When the device cannot be read.
 pub(super) fn identity(platform: &dyn Platform, node: &Path) -> platform::Result<Option<uuid::Uuid>> {
-    let superblock = platform.read(node, 0, SUPERBLOCK_BYTES)?;
-    let uuid = superblock.get(UUID_AT..UUID_AT + size_of::<uuid::Uuid>());
-    let uuid = uuid.and_then(|bytes| uuid::Uuid::from_slice(bytes).ok());
-    Ok(uuid.filter(|_| superblock.starts_with(MAGIC)))
+    Ok(xfs_uuid(&platform.read(node, 0, SUPERBLOCK_BYTES)?))
 }
 
 /// Whether the contents of a device are discarded before it is formatted.
@@ -117,9 +109,9 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     };
     if !is_dirty {
         match write_identity(platform, &node, uuid) {
-            Ok(IdentityAttempt::Written) => return Ok(()),
-            Ok(IdentityAttempt::NotUnderstood) if by_program().is_ok() => return Ok(()),
-            Ok(IdentityAttempt::NeedsReplay | IdentityAttempt::NotUnderstood) => {}
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(Obstacle::NotUnderstood)) if by_program().is_ok() => return Ok(()),
+            Ok(Err(_)) => {}
             // A daemon that was killed may have left it mounted for the replay.
             Err(error) if error.is_busy() => {}
             Err(error) => return Err(error.into()),
@@ -132,95 +124,78 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     let mounted = mended(|| platform.mount(&node, &at, "nouuid"), || drop(unmount()));
     let unmounted = mended(unmount, || drop(unmount()));
     mounted.and(unmounted)?;
-    match write_identity(platform, &node, uuid)? {
-        IdentityAttempt::Written => Ok(()),
-        IdentityAttempt::NeedsReplay | IdentityAttempt::NotUnderstood => by_program(),
-    }
+    write_identity(platform, &node, uuid)?.or_else(|_| by_program())
 }
 
-/// What became of an attempt to write the UUID of an XFS.
+/// Why the UUID of an XFS cannot be written here. Nothing was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum IdentityAttempt {
-    /// The XFS has the UUID, on disk.
-    Written,
-    /// Nothing was written, because the log has to be replayed first.
-    NeedsReplay,
-    /// Nothing was written, because this is no XFS whose identity is understood.
-    NotUnderstood,
-}
-
-fn write_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> platform::Result<IdentityAttempt> {
-    // Keeps out mounts and other exclusive openers.
-    let _hold = platform.hold(node)?;
-    let stages = match plan_identity(platform, node, uuid)? {
-        IdentityPlan::Write(stages) => stages,
-        IdentityPlan::NeedsReplay => return Ok(IdentityAttempt::NeedsReplay),
-        IdentityPlan::NotUnderstood => return Ok(IdentityAttempt::NotUnderstood),
-    };
-    stages.iter().try_for_each(|pieces| write_sectors(platform, node, pieces))?;
-    Ok(IdentityAttempt::Written)
-}
-
-/// Bytes and their offset on the device.
-type DeviceBytes = (u64, Vec<u8>);
-
-/// How an XFS gets its UUID.
-enum IdentityPlan {
-    /// These pieces have to be written. Those of a stage become durable before the next stage
-    /// begins. An XFS that has the UUID needs none.
-    Write(Vec<Vec<DeviceBytes>>),
+enum Obstacle {
     /// The log has to be replayed first.
     NeedsReplay,
     /// This is no XFS whose identity is understood.
     NotUnderstood,
 }
 
-/// Plans to write the UUID into the superblocks and the last record of the log.
+/// Bytes and their offset on the device.
+type DeviceBytes = (u64, Vec<u8>);
+
+fn write_identity(
+    platform: &dyn Platform,
+    node: &Path,
+    uuid: uuid::Uuid,
+) -> platform::Result<std::result::Result<(), Obstacle>> {
+    // Keeps out mounts and other exclusive openers.
+    let _hold = platform.hold(node)?;
+    match plan_identity(platform, node, uuid)? {
+        Ok(stages) => stages.iter().try_for_each(|pieces| write_sectors(platform, node, pieces)).map(Ok),
+        Err(obstacle) => Ok(Err(obstacle)),
+    }
+}
+
+/// Plans to write the UUID into the superblocks and the last record of the log. Returns what to
+/// write in which stages, each of which becomes durable before the next one begins; none if the XFS
+/// has the UUID.
 ///
 /// After each stage the XFS can be mounted, be changed by `xfs_db`, and be given the UUID by another
 /// plan. The record first gets the nil UUID, which goes with any superblock; then the secondary
 /// superblocks are written, which a mount does not read; then the primary one; then the record
 /// again. A crash before the last stage leaves the nil UUID, for which the kernel logs "null uuid in
 /// log" once.
-fn plan_identity(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid) -> platform::Result<IdentityPlan> {
+fn plan_identity(
+    platform: &dyn Platform,
+    node: &Path,
+    uuid: uuid::Uuid,
+) -> platform::Result<std::result::Result<Vec<Vec<DeviceBytes>>, Obstacle>> {
     let Some(identity) = XfsIdentity::read(&platform.read(node, 0, SUPERBLOCK_BYTES_MAX)?) else {
-        return Ok(IdentityPlan::NotUnderstood);
+        return Ok(Err(Obstacle::NotUnderstood));
     };
     let record = match identity.log_end(|offset, length| platform.read(node, offset, length))? {
         LogEnd::Unmounted(record) => record,
-        LogEnd::Dirty => return Ok(IdentityPlan::NeedsReplay),
-        LogEnd::Unknown => return Ok(IdentityPlan::NotUnderstood),
+        LogEnd::Dirty => return Ok(Err(Obstacle::NeedsReplay)),
+        LogEnd::Unknown => return Ok(Err(Obstacle::NotUnderstood)),
     };
     let mut superblocks = Vec::new();
-    for offset in identity.superblocks().rev() {
+    for offset in identity.superblocks() {
         let superblock = platform.read(node, offset, identity.superblock_bytes)?;
         match superblock_with(&superblock, uuid) {
             Some(new) if new == superblock => {}
             Some(new) => superblocks.push((offset, new)),
-            None => return Ok(IdentityPlan::NotUnderstood),
+            None => return Ok(Err(Obstacle::NotUnderstood)),
         }
     }
     let (Some(without), Some(with)) = (record.header_with(uuid::Uuid::nil()), record.header_with(uuid)) else {
-        return Ok(IdentityPlan::NotUnderstood);
+        return Ok(Err(Obstacle::NotUnderstood));
     };
-    let mut stages = Vec::new();
-    if !superblocks.is_empty() {
-        stages.push(vec![(record.at, without)]);
-        let primary = superblocks.pop_if(|(offset, _)| *offset == 0);
-        stages.push(superblocks);
-        stages.extend(primary.map(|primary| vec![primary]));
-    }
-    if !stages.is_empty() || !record.has_header(&with) {
-        stages.push(vec![(record.at, with)]);
-    }
-    Ok(IdentityPlan::Write(stages))
+    let changes = !superblocks.is_empty();
+    let before = changes.then_some((record.at, without));
+    let after = (changes || !record.has_header(&with)).then_some((record.at, with));
+    let (primary, secondary) = superblocks.into_iter().partition(|(offset, _)| *offset == 0);
+    let stages = [before.into_iter().collect(), secondary, primary, after.into_iter().collect::<Vec<_>>()];
+    Ok(Ok(stages.into_iter().filter(|pieces| !pieces.is_empty()).collect()))
 }
 
 /// Writes these pieces, each within whole logical sectors of the device, and makes them durable.
 fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[DeviceBytes]) -> platform::Result<()> {
-    if pieces.is_empty() {
-        return Ok(());
-    }
     let sector = u64::from(platform.geometry(node)?.logical);
     let mut whole = Vec::new();
     for (offset, bytes) in pieces {
@@ -245,15 +220,16 @@ fn write_sectors(platform: &dyn Platform, node: &Path, pieces: &[DeviceBytes]) -
 /// When the superblock cannot be read.
 pub(super) fn blocks_to_identify(platform: &dyn Platform, node: &Path, id: FsUuid) -> platform::Result<DataBlocks> {
     let uuid = uuid::Uuid::from_bytes(*id.as_bytes());
-    if identity(platform, node)? == Some(uuid) {
+    let superblock = platform.read(node, 0, SUPERBLOCK_BYTES)?;
+    if xfs_uuid(&superblock) == Some(uuid) {
         return Ok(DataBlocks(0));
     }
     // If something cannot be read, the larger estimate holds.
-    if let Ok(IdentityPlan::Write(stages)) = plan_identity(platform, node, uuid) {
+    if let Ok(Ok(stages)) = plan_identity(platform, node, uuid) {
         let places: BTreeSet<u64> = stages.iter().flatten().map(|(offset, _)| *offset).collect();
         return Ok(DataBlocks(places.len() as u64));
     }
-    let Some(parts) = xfs_parts(&platform.read(node, 0, SUPERBLOCK_BYTES)?) else { return Ok(DataBlocks(0)) };
+    let Some(parts) = xfs_parts(&superblock) else { return Ok(DataBlocks(0)) };
     // The log need not begin at the start of a block.
     let log = parts.log.sectors().map_or(0, |log| log.0.div_ceil(sizes::DATA_BLOCK.0)).saturating_add(1);
     Ok(DataBlocks(log.saturating_add(u64::from(parts.groups))))

@@ -21,7 +21,7 @@ pub use self::{
     journal::{Journal, Pending, Revert},
     mda::{Layout, Mda},
     pool::PoolMetadata,
-    xfs::{XfsParts, xfs_parts, xfs_size},
+    xfs::{SUPERBLOCK_BYTES, XfsParts, xfs_parts, xfs_size, xfs_uuid},
     xfs_identity::{LogEnd, SUPERBLOCK_BYTES_MAX, UnmountRecord, XfsIdentity, superblock_with},
 };
 use crate::base::units::{Bytes, Sectors};

@@ -1,17 +1,63 @@
-//! What the first sector of an XFS says about its size and its parts. This module does not
-//! interpret any other part of an XFS.
+//! What the superblock at the beginning of an XFS says about its size, its parts and its UUID.
+//! [`xfs_identity`](super::xfs_identity) changes the UUID.
+
+use uuid::Uuid;
 
 use crate::base::units::{Bytes, Sectors};
 
-const MAGIC: &[u8; 4] = b"XFSB";
+/// Offsets in the superblock.
+pub(super) mod sb {
+    pub(in crate::engine::metadata) const BLOCK_SIZE: usize = 4;
+    pub(in crate::engine::metadata) const BLOCKS: usize = 8;
+    pub(in crate::engine::metadata) const REALTIME_BLOCKS: usize = 16;
+    pub(in crate::engine::metadata) const UUID: usize = 32;
+    pub(in crate::engine::metadata) const LOG_START: usize = 48;
+    pub(in crate::engine::metadata) const GROUP_BLOCKS: usize = 84;
+    pub(in crate::engine::metadata) const GROUPS: usize = 88;
+    pub(in crate::engine::metadata) const LOG_BLOCKS: usize = 96;
+    pub(in crate::engine::metadata) const VERSION: usize = 100;
+    pub(in crate::engine::metadata) const SECTOR_SIZE: usize = 102;
+    pub(in crate::engine::metadata) const GROUP_LOG: usize = 124;
+    pub(in crate::engine::metadata) const INCOMPATIBLE: usize = 216;
+    pub(in crate::engine::metadata) const CRC: usize = 224;
+    pub(in crate::engine::metadata) const LSN: usize = 240;
+    pub(in crate::engine::metadata) const META_UUID: usize = 248;
+    /// The smallest superblock of format 5 that has all of these.
+    pub(in crate::engine::metadata) const BYTES: usize = 264;
+}
+
+const MAGIC: &[u8] = b"XFSB";
+
+/// How much of a superblock the functions below need: the smallest sector.
+pub const SUPERBLOCK_BYTES: usize = 512;
+
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+pub(super) fn uuid_at(bytes: &[u8], at: usize) -> Option<Uuid> {
+    Uuid::from_slice(bytes.get(at..at + size_of::<Uuid>())?).ok()
+}
+
+/// The UUID of the XFS on a device, from the first sector of the device; `None` if there is no XFS.
+pub fn xfs_uuid(sector: &[u8]) -> Option<Uuid> {
+    uuid_at(sector, sb::UUID).filter(|_| sector.starts_with(MAGIC))
+}
 
 /// The size of the XFS on a device, from the first sector of the device; `None` if there is no XFS.
 pub fn xfs_size(sector: &[u8]) -> Option<Sectors> {
-    if sector.get(..4)? != MAGIC {
+    if !sector.starts_with(MAGIC) {
         return None;
     }
-    let block = u32::from_be_bytes(sector.get(4..8)?.try_into().ok()?);
-    let blocks = u64::from_be_bytes(sector.get(8..16)?.try_into().ok()?);
+    let (block, blocks) = (u32_at(sector, sb::BLOCK_SIZE)?, u64_at(sector, sb::BLOCKS)?);
     let is_possible = block.is_power_of_two() && (512..=65_536).contains(&block);
     is_possible.then(|| Bytes(u128::from(block) * u128::from(blocks)).sectors()).flatten()
 }
@@ -30,9 +76,8 @@ pub struct XfsParts {
 /// XFS.
 pub fn xfs_parts(sector: &[u8]) -> Option<XfsParts> {
     xfs_size(sector)?;
-    let number = |at: usize| Some(u32::from_be_bytes(sector.get(at..at + 4)?.try_into().ok()?));
-    let log = u128::from(number(96)?) * u128::from(number(4)?);
-    Some(XfsParts { log: Bytes(log), groups: number(88)? })
+    let log = u128::from(u32_at(sector, sb::LOG_BLOCKS)?) * u128::from(u32_at(sector, sb::BLOCK_SIZE)?);
+    Some(XfsParts { log: Bytes(log), groups: u32_at(sector, sb::GROUPS)? })
 }
 
 #[cfg(test)]

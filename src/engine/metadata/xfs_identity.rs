@@ -11,35 +11,13 @@
 
 use uuid::Uuid;
 
-use super::xfs::xfs_size;
+use super::xfs::{sb, u16_at, u32_at, u64_at, uuid_at, xfs_size, xfs_uuid};
 
 /// Basic block (BB), the unit of the log's block numbers, in bytes.
 const LOG_BLOCK: usize = 512;
-const SUPERBLOCK_MAGIC: &[u8; 4] = b"XFSB";
 const RECORD_MAGIC: u32 = 0xfeed_babe;
 /// Largest sector of an XFS, and so the largest superblock.
 pub const SUPERBLOCK_BYTES_MAX: usize = 4096;
-
-/// Offsets in the superblock.
-mod sb {
-    pub(super) const BLOCK_SIZE: usize = 4;
-    pub(super) const BLOCKS: usize = 8;
-    pub(super) const REALTIME_BLOCKS: usize = 16;
-    pub(super) const UUID: usize = 32;
-    pub(super) const LOG_START: usize = 48;
-    pub(super) const GROUP_BLOCKS: usize = 84;
-    pub(super) const GROUPS: usize = 88;
-    pub(super) const LOG_BLOCKS: usize = 96;
-    pub(super) const VERSION: usize = 100;
-    pub(super) const SECTOR_SIZE: usize = 102;
-    pub(super) const GROUP_LOG: usize = 124;
-    pub(super) const INCOMPATIBLE: usize = 216;
-    pub(super) const CRC: usize = 224;
-    pub(super) const LSN: usize = 240;
-    pub(super) const META_UUID: usize = 248;
-    /// The smallest superblock that has all of these.
-    pub(super) const BYTES: usize = 264;
-}
 
 /// Offsets in the header of a log record.
 mod record {
@@ -75,22 +53,6 @@ const RECORD_BYTES_MAX: u32 = 256 << 10;
 /// The kernel writes the superblock shortly before it ends a log. If more records follow, the end
 /// of the log is not searched any further.
 const RECORDS_MAX: usize = 64;
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
-fn uuid_at(bytes: &[u8], at: usize) -> Option<Uuid> {
-    Uuid::from_slice(bytes.get(at..at + size_of::<Uuid>())?).ok()
-}
 
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) -> Option<()> {
     bytes.get_mut(at..at + value.len())?.copy_from_slice(value);
@@ -274,7 +236,8 @@ impl XfsIdentity {
 /// The superblock in these bytes, which may be followed by others; `None` unless it is valid, of
 /// format 5, and of an XFS with no other place for its UUID.
 fn valid(bytes: &[u8]) -> Option<&[u8]> {
-    if !bytes.starts_with(SUPERBLOCK_MAGIC) || u16_at(bytes, sb::VERSION)? & FORMAT != FORMAT_5 {
+    xfs_uuid(bytes)?;
+    if u16_at(bytes, sb::VERSION)? & FORMAT != FORMAT_5 {
         return None;
     }
     let size = usize::from(u16_at(bytes, sb::SECTOR_SIZE)?);
