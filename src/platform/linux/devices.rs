@@ -229,8 +229,11 @@ impl DeviceAccess {
                 WriteStep::Sectors(offset, bytes) => {
                     let mut options = OpenOptions::new();
                     let direct = HeldDevice::reopen(file, path, options.write(true).custom_flags(libc::O_DIRECT))?;
-                    with_aligned(bytes, |aligned| direct.write_all_at(aligned, *offset))
-                        .map_err(error("write to", path))
+                    let write = |aligned: &mut [u8]| {
+                        aligned.copy_from_slice(bytes);
+                        direct.write_all_at(aligned, *offset)
+                    };
+                    with_aligned(bytes.len(), write).map_err(error("write to", path))
                 }
                 WriteStep::Flush => file.sync_all().map_err(error("flush writes to", path)),
             })
@@ -263,28 +266,25 @@ fn read_aligned(file: &File, unit: u64, offset: u64, length: usize) -> io::Resul
     let span = usize::try_from(end - start).map_err(|_| too_large())?;
     let lead = usize::try_from(offset - start).map_err(|_| too_large())?;
 
-    let mut memory = vec![0; span + MEMORY_ALIGNMENT];
-    let shift = memory.as_ptr().align_offset(MEMORY_ALIGNMENT);
-    let window = &mut memory[shift..shift + span];
-    let mut filled = 0;
-    while filled < lead + length {
-        match file.read_at(&mut window[filled..], start + filled as u64) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => filled += count,
-            Err(interrupted) if interrupted.kind() == io::ErrorKind::Interrupted => {}
-            Err(failed) => return Err(failed),
+    with_aligned(span, |window| {
+        let mut filled = 0;
+        while filled < lead + length {
+            match file.read_at(&mut window[filled..], start + filled as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(interrupted) if interrupted.kind() == io::ErrorKind::Interrupted => {}
+                Err(failed) => return Err(failed),
+            }
         }
-    }
-    Ok(window[lead..lead + length].to_vec())
+        Ok(window[lead..lead + length].to_vec())
+    })
 }
 
-/// Calls `work` with a copy of these bytes in memory that is aligned as direct I/O requires.
-fn with_aligned<T>(bytes: &[u8], work: impl FnOnce(&[u8]) -> T) -> T {
-    let mut memory = vec![0; bytes.len() + MEMORY_ALIGNMENT];
+/// Calls `work` with so many zeros, in memory that is aligned as direct I/O requires.
+fn with_aligned<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut memory = vec![0; length + MEMORY_ALIGNMENT];
     let shift = memory.as_ptr().align_offset(MEMORY_ALIGNMENT);
-    let window = &mut memory[shift..shift + bytes.len()];
-    window.copy_from_slice(bytes);
-    work(window)
+    work(&mut memory[shift..shift + length])
 }
 
 fn probe(file: &File) -> libblkid_rs::Result<Contents> {

@@ -213,7 +213,7 @@ impl Superblock {
         let field = |at: usize| -> Option<[u8; 16]> { sector[at..at + 16].try_into().ok() };
         let word = |at: usize| Some(u32::from_be_bytes(sector[at..at + 4].try_into().ok()?));
         let long = |at: usize| Some(u64::from_be_bytes(sector[at..at + 8].try_into().ok()?));
-        let crc = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&sector[..224]), &[0; 4]), &sector[228..]);
+        let crc = xfs_log::checksum(sector, 224);
         if &sector[..4] != b"XFSB" || sector[224..228] != crc.to_le_bytes() {
             return None;
         }

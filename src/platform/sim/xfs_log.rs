@@ -17,8 +17,9 @@ const MAGIC: u32 = 0xfeed_babe;
 const BLOCK: usize = 512;
 /// Bytes of a record and of the block behind it.
 pub(super) const RECORD: usize = 3 * BLOCK;
-/// What the checksum covers of a header.
+/// What the checksum covers of a header, and where it is.
 const HEADER: usize = 328;
+const CHECKSUM: usize = 32;
 
 /// Who writes a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,9 +65,15 @@ impl RecordPlace {
     }
 }
 
-fn checksum(header: &[u8], payload: &[u8]) -> u32 {
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..32]), &[0; 4]);
-    crc32c::crc32c_append(crc32c::crc32c_append(crc, &header[36..HEADER]), payload)
+/// CRC32C of these bytes with the four bytes of the checksum as zeros.
+pub(super) fn checksum(bytes: &[u8], field: usize) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..field]), &[0; 4]);
+    crc32c::crc32c_append(crc, &bytes[field + 4..])
+}
+
+/// The checksum of a record: of what it covers of the header, and of the payload.
+fn record_checksum(record: &[u8; RECORD]) -> u32 {
+    crc32c::crc32c_append(checksum(&record[..HEADER], CHECKSUM), &record[BLOCK..2 * BLOCK])
 }
 
 /// A record and the mark behind it.
@@ -86,7 +93,7 @@ pub(super) fn record(at: RecordPlace, uuid: &[u8; 16], unmounts: bool, writer: R
     put(BLOCK + 8, if unmounts { &[0xaa, 0x20] } else { &[0x69, 0x01] });
     put(2 * BLOCK, &(at.cycle - 1).to_be_bytes());
     if writer == RecordWriter::Kernel {
-        let crc = checksum(&bytes[..BLOCK], &bytes[BLOCK..2 * BLOCK]);
+        let crc = record_checksum(&bytes);
         bytes[32..36].copy_from_slice(&crc.to_le_bytes());
     }
     bytes
@@ -98,5 +105,5 @@ pub(super) fn is_accepted(record: &[u8; RECORD], at: RecordPlace, uuid: &[u8; 16
     record[..4] == MAGIC.to_be_bytes()
         && record[16..24] == at.bits().to_be_bytes()
         && (record[304..320] == *uuid || record[304..320] == [0; 16])
-        && (crc == 0 || crc == checksum(&record[..BLOCK], &record[BLOCK..2 * BLOCK]))
+        && (crc == 0 || crc == record_checksum(record))
 }
