@@ -37,9 +37,9 @@ use crate::{
 };
 
 /// Requests that may wait for the lister at the same time. Further ones are refused with an error.
-/// Until its turn, each costs its caller's name and what the quotas keep of that caller. A client
-/// stops waiting after some seconds, in which no more short lists can be made, so a longer queue only
-/// takes memory.
+/// Until its turn, each costs its caller's name and what the quotas keep of that caller. A longer
+/// queue would only take memory: clients give up after some seconds, and the daemon cannot make more
+/// lists in that time.
 const WAITING_MAX: usize = 512;
 
 /// How often an answer is made again because of a change in between, before changes are made to

@@ -23,8 +23,9 @@ use crate::bus::object_entry::ObjectEntry;
 /// Bytes that may wait for the socket before the daemon stops reading calls and building lists.
 /// Small messages never reach this limit: what waits is the rest of a few large lists.
 const BACKLOG_MAX: usize = 48 << 20;
-/// Messages that may wait in the same way: some more than lists of 100 kB. Each takes memory besides
-/// its bytes. Without this limit, refusals of further lists took up to a MiB, now and then more.
+/// Messages that may wait before the same happens: twice as many as lists of 100 kB that fit into
+/// [`BACKLOG_MAX`]. Each message takes memory besides its bytes. Without this limit, refusals of
+/// further lists took a MiB and more.
 const MESSAGES_MAX: usize = 1024;
 /// The most parts given to the kernel at once. That many entries are more than a socket takes.
 const PARTS_AT_ONCE: usize = 64;
@@ -61,8 +62,8 @@ pub struct SendQueue {
     room: Condvar,
 }
 
-/// The messages that wait, each with memory of its own. In one queue of parts, lists of a few
-/// thousand parts made the queue twice as large, and it stayed so.
+/// The waiting messages. A single queue of their parts would double its capacity for a few lists of
+/// thousands of parts, and never shrink.
 #[derive(Debug, Default)]
 struct Unsent {
     messages: VecDeque<Vec<MessagePart>>,

@@ -192,9 +192,7 @@ impl Machine {
     /// # Errors
     /// The lock of the early-boot daemon is held by something else, or stratisd has started.
     pub fn take_over(&mut self, go_on: impl FnMut() -> bool) -> Result<bool, Error> {
-        if let Some((role, predecessor)) = self.admission
-            && (role == DaemonRole::Full || predecessor == Predecessor::Leaves)
-        {
+        if let Some((role, Predecessor::Leaves)) = self.admission {
             let early = self.paths.early_daemon_lock();
             if !pid_file::take_over(&early, pid_file::EARLY_PROGRAM, go_on)? {
                 return Ok(false);

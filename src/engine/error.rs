@@ -328,9 +328,9 @@ impl Error {
         error_chain::sentence(self)
     }
 
-    /// The error of opening a LUKS device of this pool, for somebody who has typed a passphrase and
-    /// knows the pool, but not the device.
-    pub fn of_typing(self, pool: impl fmt::Display) -> Error {
+    /// If a passphrase did not open a LUKS device of this pool, names the pool instead of the device:
+    /// the person who typed the passphrase knows only the pool.
+    pub fn naming_pool(self, pool: impl fmt::Display) -> Error {
         match self {
             Error::Encryption(EncryptionError::Platform(platform::Error::WrongKey { .. })) => {
                 Error::WrongPassphrase { pool: pool.to_string() }

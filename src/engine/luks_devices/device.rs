@@ -115,7 +115,7 @@ impl LuksDevice {
         let given = unlock.passphrase.as_ref();
         lifecycle::open(platform, &self.device.path, Some(&name), &self.bindings, method, given).map_err(|error| {
             let pool = self.token.pool_name.clone();
-            error.of_typing(pool.unwrap_or_else(|| self.token.pool.to_string()))
+            error.naming_pool(pool.unwrap_or_else(|| self.token.pool.to_string()))
         })?;
         Ok(platform.find_device(&platform.dm_node(&name))?)
     }

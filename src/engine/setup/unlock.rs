@@ -177,7 +177,7 @@ fn open_closed(
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
     let volume_key = lifecycle::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())
-        .map_err(|error| error.of_typing(pool.name()))?;
+        .map_err(|error| error.naming_pool(pool.name()))?;
     let key_name = volume_keys::name(pool.uuid());
     let unset = key_name.clone();
     undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
