@@ -29,6 +29,14 @@ fn machine(version: MetadataVersion) -> Bench {
     bench
 }
 
+/// A pool that has handed out all its space, and is full.
+fn full(version: MetadataVersion) -> Bench {
+    let mut bench = machine(version);
+    check(&mut bench).unwrap();
+    fill(&bench.sim, &nodes(&bench)).unwrap_err();
+    bench
+}
+
 fn status(bench: &Bench) -> PoolStatus {
     let text = bench.sim.dm_status(&Role::ThinPool.name(bench.id("p"))).unwrap().remove(0);
     PoolStatus::parse(&text).unwrap()
@@ -129,10 +137,7 @@ fn queued_writes_fail_when_no_space_is_left() {
 
 #[test]
 fn a_full_pool_grows_after_a_restart() {
-    let mut bench = machine(MetadataVersion::V2);
-    check(&mut bench).unwrap();
-    fill(&bench.sim, &nodes(&bench)).unwrap_err();
-    let mut bench = Bench::start(bench.sim);
+    let mut bench = Bench::start(full(MetadataVersion::V2).sim);
     assert!(bench.pool("p").unwrap().no_alloc_space);
     add(&mut bench, "/dev/large").unwrap();
     fill(&bench.sim, &nodes(&bench)).unwrap();
@@ -142,9 +147,7 @@ fn a_full_pool_grows_after_a_restart() {
 #[test]
 fn a_grown_device_revives_a_full_pool() {
     for version in VERSIONS {
-        let mut bench = machine(version);
-        check(&mut bench).unwrap();
-        fill(&bench.sim, &nodes(&bench)).unwrap_err();
+        let mut bench = full(version);
         bench.sim.resize_disk(Path::new("/dev/small"), Sectors(5 * GIB.0)).unwrap();
         let device = bench.device("p", "/dev/small");
         assert!(bench.run(ops::grow_device(bench.id("p"), device)).unwrap());
@@ -224,9 +227,7 @@ fn a_check_reads_the_thin_status_once() {
 /// An extension writes to the filesystem, and would wait in a thin pool without space.
 #[test]
 fn filesystems_in_a_full_pool_are_not_extended() {
-    let mut bench = machine(MetadataVersion::V2);
-    check(&mut bench).unwrap();
-    fill(&bench.sim, &nodes(&bench)).unwrap_err();
+    let mut bench = full(MetadataVersion::V2);
     bench.mount("p", "f");
     bench.sim.set_used(Path::new("/mnt/f"), stratisd::base::units::Bytes(900 << 20)).unwrap();
     check(&mut bench).unwrap();
@@ -243,9 +244,7 @@ fn filesystems_in_a_full_pool_are_not_extended() {
 #[test]
 fn a_full_pool_gets_no_new_mark() {
     for version in VERSIONS {
-        let mut bench = machine(version);
-        check(&mut bench).unwrap();
-        fill(&bench.sim, &nodes(&bench)).unwrap_err();
+        let mut bench = full(version);
         let table = |bench: &Bench| bench.sim.dm_find(&Role::ThinPool.name(bench.id("p"))).unwrap().unwrap().table;
         let before = table(&bench);
         check(&mut bench).unwrap();

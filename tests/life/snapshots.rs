@@ -5,7 +5,13 @@ use std::{path::Path, time::Duration};
 
 use stratisd::{
     base::{ids::FsUuid, units::Sectors},
-    engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops},
+    engine::{
+        Error, Result,
+        dm_names::Role,
+        metadata::{MetadataVersion, SUPERBLOCK_BYTES_MAX, XfsIdentity},
+        ops,
+        thin_status::PoolStatus,
+    },
     platform::{
         Platform, Program, WriteStep,
         sim::{CallKind, Sim},
@@ -95,10 +101,13 @@ fn a_program_without_effect_is_an_error() {
     bench.check_nothing_left("after both");
 }
 
+fn status(sim: &Sim, thin_pool: &str) -> PoolStatus {
+    PoolStatus::parse(&sim.dm_status(thin_pool).unwrap().remove(0)).unwrap()
+}
+
 /// Number of data blocks that the pool uses.
 fn used(bench: &Bench) -> u64 {
-    let status = bench.sim.dm_status(&Role::ThinPool.name(bench.id("p"))).unwrap().remove(0);
-    stratisd::engine::thin_status::PoolStatus::parse(&status).unwrap().data_used.0
+    status(&bench.sim, &Role::ThinPool.name(bench.id("p"))).data_used.0
 }
 
 /// Formerly the log was a 2048th of the filesystem, and each snapshot wrote it anew: 545 blocks for
@@ -107,12 +116,12 @@ fn used(bench: &Bench) -> u64 {
 fn filesystems_and_snapshots_take_little_space() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = machine(version);
-        let (made, before) = (used(&bench), used(&bench));
+        let made = used(&bench);
         assert!(made <= 80, "{made}");
         bench.sim.faults().fail_next(CallKind::Run(Program::XfsDb), "");
         bench.mount("p", "f");
         snapshot(&mut bench, "f", "of-mounted").unwrap().unwrap();
-        let of_mounted = used(&bench) - before;
+        let of_mounted = used(&bench) - made;
         bench.sim.unmount_user(Path::new("/mnt/f")).unwrap();
         let before = used(&bench);
         snapshot(&mut bench, "f", "of-unmounted").unwrap().unwrap();
@@ -137,9 +146,8 @@ fn an_xfs_not_understood_goes_to_xfs_db() {
 /// Overwrites the first copy of the superblock of filesystem f.
 fn spoil_copy(bench: &Bench) {
     let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
-    let superblock = bench.sim.read(&node, 0, 512).unwrap();
-    let blocks = u32::from_be_bytes(superblock[84..88].try_into().unwrap());
-    bench.sim.write(&node, &[WriteStep::At(u64::from(blocks) * 4096, &[0; 512])]).unwrap();
+    let identity = XfsIdentity::read(&bench.sim.read(&node, 0, SUPERBLOCK_BYTES_MAX).unwrap()).unwrap();
+    bench.sim.write(&node, &[WriteStep::At(identity.superblocks().nth(1).unwrap(), &[0; 512])]).unwrap();
 }
 
 /// A thin pool of 50 GiB that no check has extended since its creation, and a larger filesystem on
@@ -154,8 +162,7 @@ fn unchecked(disk: u64) -> Bench {
 
 /// Takes all free data blocks, and tries to take some more.
 fn fill(sim: &Sim, thin_pool: &str, node: &Path) -> stratisd::platform::Result<()> {
-    let status = sim.dm_status(thin_pool).unwrap().remove(0);
-    let status = stratisd::engine::thin_status::PoolStatus::parse(&status).unwrap();
+    let status = status(sim, thin_pool);
     let free = status.data_total.0 - status.data_used.0;
     // mkfs has already written some of the blocks.
     let writes: Vec<WriteStep<'_>> = (0..free + 64).map(|block| WriteStep::At((block + 1) * BLOCK, b"x")).collect();

@@ -2,13 +2,9 @@
 
 use std::os::unix::net::UnixListener;
 
-use support::{
-    bus::Bus,
-    client::{self, Client},
-    processes::command,
-};
+use support::{bus::Bus, processes::command};
 
-use crate::Said;
+use crate::{Said, pool_with_filesystem};
 
 const DECODE: &str = env!("CARGO_BIN_EXE_stratis-decode-dm");
 
@@ -20,11 +16,7 @@ fn decode(address: &str, words: &[&str]) -> Said {
 fn names_of_a_running_pool_are_printed() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
-    let client = Client::new(&bus);
-    let pool = client.done(client::create_pool("p1", &["/dev/a"])).remove(0);
-    let filesystem = client.done(client::create_filesystem(&pool, "f1")).remove(0);
-    let uuid = |path: &str, interface: &str| client::value(&client.call(client::get(path, interface, "Uuid"))).unwrap();
-    let (pool_uuid, fs_uuid) = (uuid(&pool, client::POOL), uuid(&filesystem, client::FILESYSTEM));
+    let (pool_uuid, fs_uuid) = pool_with_filesystem(&bus);
     let path = format!("/dev/mapper/stratis-1-{pool_uuid}-thin-fs-{fs_uuid}");
     let ask = |path: &str, output: &str| decode(&bus.address, &[path, "--output", output]);
     ask(&path, "symlink").is(0, "/dev/stratis/p1/f1\n", "");

@@ -5,15 +5,10 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 
 use serde_json::Value;
 use stratisd::cli::PROGRAMS;
-use support::{
-    bench::Bench,
-    bus::Bus,
-    client::{self, Client},
-    processes::command,
-};
+use support::{bench::Bench, bus::Bus, processes::command};
 use tempfile::TempDir;
 
-use crate::{Said, TOOLS, doctor::Patient, image};
+use crate::{Said, TOOLS, doctor::Patient, image, pool_with_filesystem};
 
 /// The programs whose examples run here. Those of the daemons are the first session of README.md.
 const HERE: [(&str, &str); 7] = [
@@ -81,10 +76,7 @@ fn examples_of_the_pages_do_what_they_promise() {
     let system = Patient::healthy();
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
-    let client = Client::new(&bus);
-    let pool = client.done(client::create_pool("p1", &["/dev/a"])).remove(0);
-    let filesystem = client.done(client::create_filesystem(&pool, "f1")).remove(0);
-    let uuid = |path: &str, interface: &str| client::value(&client.call(client::get(path, interface, "Uuid"))).unwrap();
+    let (pool, filesystem) = pool_with_filesystem(&bus);
 
     let here = folder.path().display().to_string();
     let mut seen = 0;
@@ -104,7 +96,7 @@ fn examples_of_the_pages_do_what_they_promise() {
                 .args(["-ec", &line])
                 .current_dir(&folder)
                 .env("PATH", format!("{here}:/usr/sbin:/usr/bin:/sbin:/bin"));
-            shell.env("POOL", uuid(&pool, client::POOL)).env("FILESYSTEM", uuid(&filesystem, client::FILESYSTEM));
+            shell.env("POOL", &pool).env("FILESYSTEM", &filesystem);
             shell.env("DBUS_SYSTEM_BUS_ADDRESS", &bus.address).env_remove("RUST_LOG");
             check(example.command, &Said::of(&shell.output().unwrap()));
             seen += 1;

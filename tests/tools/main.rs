@@ -16,7 +16,11 @@ mod predict_usage;
 use std::{ffi::OsStr, fs, path::PathBuf, process::Output};
 
 use stratisd::platform::{Platform, sim::Sim};
-use support::processes::command;
+use support::{
+    bus::Bus,
+    client::{self, Client},
+    processes::command,
+};
 use tempfile::TempDir;
 
 /// What a program printed, and its exit status.
@@ -46,6 +50,15 @@ const TOOLS: &str = env!("CARGO_BIN_EXE_stratisd-tools");
 
 fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> Said {
     Said::of(&command(program).args(arguments).env_remove("RUST_LOG").output().unwrap())
+}
+
+/// Creates the pool `p1` with the filesystem `f1` through the daemon on this bus. Returns their UUIDs.
+fn pool_with_filesystem(bus: &Bus) -> (String, String) {
+    let client = Client::new(bus);
+    let pool = client.done(client::create_pool("p1", &["/dev/a"])).remove(0);
+    let filesystem = client.done(client::create_filesystem(&pool, "f1")).remove(0);
+    let uuid = |path: &str, interface: &str| client::value(&client.call(client::get(path, interface, "Uuid"))).unwrap();
+    (uuid(&pool, client::POOL), uuid(&filesystem, client::FILESYSTEM))
 }
 
 /// Writes the first mebibytes of a simulated disk into a file.

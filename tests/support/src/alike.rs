@@ -360,21 +360,21 @@ pub fn own_log(place: &dyn Place) {
         LogEnd::Unmounted(record) => record,
         end => panic!("{after}: {end:?}"),
     };
-    let has_none = |after: &str| {
+    let compares_uuids = |after: &str| {
         let record = unmounted(after);
-        let mount = |record: Vec<u8>| {
-            assert_eq!(thin.write(record_at(&thin), &record), 0);
+        let mount_with = |header: Vec<u8>| {
+            assert_eq!(thin.write(record.at, &header), 0);
             platform.mount(&thin.node, "alike", "nouuid").and_then(|()| platform.unmount("alike"))
         };
-        assert_eq!(errno(&mount(record.header_with(other).unwrap())), nix::libc::EUCLEAN, "{after}");
-        mount(record.header_with(uuid::Uuid::nil()).unwrap()).unwrap();
+        assert_eq!(errno(&mount_with(record.header_with(other).unwrap())), nix::libc::EUCLEAN, "{after}");
+        mount_with(record.header_with(uuid::Uuid::nil()).unwrap()).unwrap();
         // The unmount has written another record.
         assert_ne!(unmounted(after).at, record.at, "{after}");
     };
-    has_none("after mkfs.xfs");
+    compares_uuids("after mkfs.xfs");
     place.mount(&thin.node, at);
     place.unmount(at);
-    has_none("after an unmount");
+    compares_uuids("after an unmount");
     thin.set_uuid(OTHER).unwrap();
     // The new log does not show any of the old records.
     thin.set_uuid(UUID).unwrap();
@@ -392,13 +392,6 @@ pub fn own_log(place: &dyn Place) {
     snapshot.remove();
     thin.remove();
     pool.remove();
-}
-
-fn record_at(thin: &Thin<'_>) -> u64 {
-    match thin.log_end() {
-        LogEnd::Unmounted(record) => record.at,
-        end => panic!("{end:?}"),
-    }
 }
 
 /// The number of thin-pool blocks that a new XFS maps: its log, one block for each allocation
