@@ -313,15 +313,15 @@ def setup_unit():
     return units[0].split()[0]
 
 
-def log_of(unit):
-    return run("journalctl", "--no-pager", "-b", "-u", unit, "-o", "cat")
+def log_of_the_boot(*selection):
+    return run("journalctl", "--no-pager", "-b", "-o", "cat", *selection)
 
 
 def aux_has_failed(*reasons):
     """The mount has failed when its pool was given up, and the log says why."""
     unit = setup_unit()
     assert system.run("systemctl", "show", "-P", "Result", unit).strip() == "exit-code"
-    log = log_of(unit)
+    log = log_of_the_boot("-u", unit)
     assert all(reason in log for reason in reasons), log
     assert not os.path.ismount("/aux")
 
@@ -339,7 +339,7 @@ def the_server_that_is_down_is_named():
 
 
 def the_network_came_first():
-    log = run("journalctl", "--no-pager", "-b", "-o", "cat")
+    log = log_of_the_boot()
     reached, begun = log.find("Reached target network-online.target"), log.find(f"Starting {setup_unit()}")
     assert 0 <= reached < begun, (reached, begun)
 
@@ -354,7 +354,7 @@ def the_metadata_was_checked():
 
 
 def the_mistyped_passphrase_is_explained():
-    assert "the passphrase does not open pool sys; give the right one" in run("journalctl", "--no-pager", "-b", "-o", "cat")
+    assert "the passphrase does not open pool sys; give the right one" in log_of_the_boot()
 
 
 def no_unit_has_failed():

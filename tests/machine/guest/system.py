@@ -63,6 +63,12 @@ def mapped_devices():
     return sorted(line.split()[0] for line in names if line and "No devices found" not in line)
 
 
+def thin_pool():
+    """The name of the only thin pool."""
+    (name,) = [name for name in mapped_devices() if name.endswith("-thinpool-pool")]
+    return name
+
+
 def remove_mapped(prefix=""):
     """Removes the device-mapper devices with this prefix, from the top of the stack to the bottom.
 
@@ -105,6 +111,12 @@ def mount(node, place):
 
 def unmount(place):
     run("umount", place)
+
+
+def crash(place):
+    """As after a crash: the log of the XFS is not empty, and nothing is mounted."""
+    run("xfs_io", "-x", "-c", "shutdown -f", place)
+    unmount(place)
 
 
 def unmount_all(below="/mnt"):

@@ -14,14 +14,7 @@ GIB = 1 << 30
 
 def used_mib():
     """Data blocks that the thin pool has given out."""
-    (name,) = [name for name in system.mapped_devices() if name.endswith("-thinpool-pool")]
-    return int(system.run("dmsetup", "status", name).partition(" thin-pool ")[2].split()[2].partition("/")[0])
-
-
-def crash(place):
-    """As after a crash: the log is not empty, and nothing is mounted."""
-    system.run("xfs_io", "-x", "-c", "shutdown -f", place)
-    system.unmount(place)
+    return int(system.run("dmsetup", "status", system.thin_pool()).partition(" thin-pool ")[2].split()[2].partition("/")[0])
 
 
 def node(name):
@@ -41,7 +34,7 @@ def check_sound(name, uuid, digests):
     system.mount(node(name), place)
     assert system.contents(place) == digests, name
     digests = digests | {f"in-{name}": system.put(place, f"in-{name}", MIB)}
-    crash(place)
+    system.crash(place)
     system.mount(node(name), place)
     assert system.contents(place) == digests, name
     system.unmount(place)
@@ -66,7 +59,7 @@ def check_snapshots(stratis, disk):
     snapshot("f", "of-unmounted")
     system.mount(node("f"), "/mnt/f")
     known["f"]["two"] = system.put("/mnt/f", "two", MIB)
-    crash("/mnt/f")
+    system.crash("/mnt/f")
     snapshot("f", "of-crashed")
     snapshot("of-mounted", "of-snapshot")
     # Another program has given the origin another identity, and a log that it wrote.

@@ -33,18 +33,13 @@ def small(disks):
     system.run("dmsetup", "remove", "--retry", "slice0")
 
 
-def thin_pool():
-    (name,) = [name for name in system.mapped_devices() if name.endswith("-thinpool-pool")]
-    return name
-
-
 def status():
-    return system.run("dmsetup", "status", "--noflush", thin_pool()).strip()
+    return system.run("dmsetup", "status", "--noflush", system.thin_pool()).strip()
 
 
 def starve():
     """Creates thin devices, each of which takes a metadata block, until the kernel has no more."""
-    name = thin_pool()
+    name = system.thin_pool()
     for number in range(FIRST_THIN_ID, FIRST_THIN_ID + 10_000):
         command = ["dmsetup", "message", name, "0", f"create_thin {number}"]
         if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
@@ -54,12 +49,6 @@ def starve():
 
 def xfs_uuid(node):
     return system.run("blkid", "-p", "-s", "UUID", "-o", "value", node).strip().replace("-", "")
-
-
-def crash(place):
-    """As after a crash: the log is not empty, and nothing is mounted."""
-    system.run("xfs_io", "-x", "-c", "shutdown -f", place)
-    system.unmount(place)
 
 
 def test_a_disk_frees_a_metadata_starved_pool(stratis, disks, small):
@@ -101,7 +90,7 @@ def test_a_snapshot_of_a_crashed_origin_is_itself(stratis, disks):
     done(stratis.create_filesystem(pool, "f", GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
     digest = system.put("/mnt/f", "file", MIB)
-    crash("/mnt/f")
+    system.crash("/mnt/f")
     origin = stratis.pool("p").filesystems["f"]
     done(stratis.snapshot(pool, origin.path, "s"))
     snapshot = stratis.pool("p").filesystems["s"]
@@ -118,7 +107,7 @@ def test_reverting_to_a_crashed_snapshot_keeps_the_identity(stratis, disks):
     done(stratis.snapshot(pool, origin.path, "s"))
     system.mount("/dev/stratis/p/s", "/mnt/s")
     digest = system.put("/mnt/s", "file", MIB)
-    crash("/mnt/s")
+    system.crash("/mnt/s")
     snapshot = stratis.pool("p").filesystems["s"]
     stratis.bus.call_blocking(stratis_bus.NAME, snapshot.path, dbus.PROPERTIES_IFACE, "Set", "ssv",
                               (stratis_bus.interface("filesystem"), "MergeScheduled",
